@@ -1,0 +1,131 @@
+"""The convolutional vision tower of the small members of the family (pulse-nano).
+
+CLIP's ViT spends 381 GFLOP on a tile; an edge student cannot. This tower reads the same
+336 x 336 tile with plain convolutions (a residual network after He et al., 2016, whose stem is a
+patch projection) and emits 7 x 7 tokens instead of 24 x 24. Batch normalisation, because it folds
+into the convolutions at export and leaves graphs that every int8 engine takes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from pulse_edge.contract import TILE_SIZE, exact_div
+
+
+class PulseConvVisionConfig(PretrainedConfig):
+    """Shape of :class:`PulseConvVisionModel`.
+
+    Args:
+        widths: channels after the stem and after each further stage.
+        strides: down-sampling of the stem and of each stage; their product is the token pitch in pixels.
+        depths: residual blocks in each stage.
+        image_size: side of the square tile in pixels.
+    """
+
+    model_type = "pulse_conv"
+    base_config_key = "vision_config"
+
+    def __init__(
+        self,
+        widths: tuple[int, ...] = (32, 48, 96, 192),
+        strides: tuple[int, ...] = (4, 2, 2, 3),
+        depths: tuple[int, ...] = (0, 1, 2, 1),
+        image_size: int = TILE_SIZE,
+        **kwargs: Any,
+    ) -> None:
+        self.widths, self.strides, self.depths = tuple(widths), tuple(strides), tuple(depths)
+        self.image_size = image_size
+        pitch = 1
+        for stride in self.strides:
+            pitch *= stride
+        self.patch_size = pitch  # LlavaNext derives the tokens per tile from image_size // patch_size
+        self.hidden_size = self.widths[-1]
+        super().__init__(**kwargs)
+
+    @property
+    def tokens_per_tile(self) -> int:
+        """Tokens that the tower emits for one tile."""
+        return int(exact_div(self.image_size, self.patch_size)) ** 2
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.norm2(self.conv2(nn.functional.gelu(self.norm1(self.conv1(x)))))
+
+
+class _Stage(nn.Module):
+    def __init__(self, width_in: int, width: int, stride: int, depth: int, stem: bool) -> None:
+        super().__init__()
+        kernel, padding = (stride, 0) if stem else (3, 1 if stride < 3 else 0)
+        self.down = nn.Conv2d(width_in, width, kernel, stride, padding, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.blocks = nn.ModuleList(_Residual(width) for _ in range(depth))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.gelu(self.norm(self.down(x)))
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class PulseConvVisionModel(PreTrainedModel):
+    """Tiles to tokens: float [B, 3, 336, 336] -> ``last_hidden_state`` [B, tokens_per_tile, hidden_size].
+
+    A learned position is added to every token, so that the language model knows where on the tile
+    it looks. There is no class token: use ``vision_feature_select_strategy="full"``.
+    """
+
+    config_class = PulseConvVisionConfig
+    config: PulseConvVisionConfig
+    main_input_name = "pixel_values"
+    base_model_prefix = "vision_tower"
+
+    def __init__(self, config: PulseConvVisionConfig) -> None:
+        super().__init__(config)
+        widths_in = (3, *config.widths[:-1])
+        self.stages = nn.ModuleList(
+            _Stage(width_in, width, stride, depth, stem=i == 0)
+            for i, (width_in, width, stride, depth) in enumerate(
+                zip(widths_in, config.widths, config.strides, config.depths, strict=True)
+            )
+        )
+        self.position = nn.Parameter(torch.zeros(config.tokens_per_tile, config.hidden_size))
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+            # Running statistics are buffers: a model built on the meta device has them unset.
+            module.reset_running_stats()
+        elif isinstance(module, PulseConvVisionModel):
+            nn.init.normal_(module.position, std=0.02)
+
+    def forward(
+        self, pixel_values: torch.Tensor, output_hidden_states: bool | None = None, **kwargs: Any
+    ) -> BaseModelOutput:
+        """Run the tower; ``hidden_states`` holds only the last layer, which is the one that is used."""
+        x = pixel_values.to(self.position.dtype).contiguous(memory_format=torch.channels_last)
+        for stage in self.stages:
+            x = stage(x)
+        tokens = x.flatten(2).transpose(1, 2) + self.position
+        return BaseModelOutput(last_hidden_state=tokens, hidden_states=(tokens,))
+
+
+AutoConfig.register("pulse_conv", PulseConvVisionConfig, exist_ok=True)
+AutoModel.register(PulseConvVisionConfig, PulseConvVisionModel, exist_ok=True)

@@ -1,0 +1,92 @@
+"""Recipes: YAML files that say what is trained and how; an unknown key is an error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from pulse_edge.errors import UnknownNameError, UserError
+
+RECIPES = Path(__file__).parent / "recipes"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How long and how hard to train.
+
+    Attributes:
+        pages: rendered pages seen in all.
+        batch: pages in a step.
+        learning_rate: peak of the one-cycle cosine.
+        weight_decay: of AdamW.
+        warmup: share of the steps.
+        measure_weight: weight of the measurement loss beside the answers.
+        average_decay: of the exponential moving average of the weights, which is what is kept.
+        evaluate_every: steps between validations.
+    """
+
+    pages: int
+    batch: int
+    learning_rate: float
+    weight_decay: float
+    warmup: float
+    measure_weight: float
+    average_decay: float
+    evaluate_every: int
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Shape of the model: vocabulary, and the arguments of the vision and text configurations."""
+
+    vocab_size: int
+    vision: dict[str, Any]
+    text: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole recipe; ``name`` becomes the checkpoint's name."""
+
+    name: str
+    seed: int
+    model: ModelShape
+    train: TrainSettings
+
+
+def read_recipe(name_or_path: str | Path) -> Recipe:
+    """Read a shipped recipe by name, or a recipe file by path.
+
+    Raises:
+        UnknownNameError: no such recipe, or a key that no recipe has.
+        UserError: the file is not YAML, or a key is missing.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in {".yaml", ".yml"}:
+        path = RECIPES / f"{name_or_path}.yaml"
+        if not path.is_file():
+            raise UnknownNameError("recipe", str(name_or_path), [p.stem for p in RECIPES.glob("*.yaml")])
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"Cannot read the recipe {path}: {error}. Check the path and the YAML.") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"The recipe {path} is not a mapping. Start from {RECIPES / 'pulse-nano.yaml'}.")
+    raw = {**raw, "model": _fill(ModelShape, raw.get("model"), path), "train": _fill(TrainSettings, raw.get("train"), path)}
+    return _fill(Recipe, raw, path)
+
+
+def _fill(kind: type[T], raw: Any, path: Path) -> T:
+    names = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    given = raw if isinstance(raw, dict) else {}
+    for key in given:
+        if key not in names:
+            raise UnknownNameError(f"key in {path.name}", str(key), names)
+    missing = [name for name in names if name not in given]
+    if missing:
+        raise UserError(f"The recipe {path} lacks {', '.join(missing)}. Add it; recipes have no defaults.")
+    return kind(**given)
