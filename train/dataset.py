@@ -19,7 +19,6 @@ from pulse_edge.contract import EOS_ID, IGNORE_ID, IMAGE_TOKEN, IMAGE_TOKEN_ID, 
 from pulse_edge.ecg import instruct
 from pulse_edge.ecg.measure import measure
 from pulse_edge.ecg.paper import PaperStyle, render
-from pulse_edge.ecg.record import LEADS
 from pulse_edge.model.preprocess import tiles
 from pulse_edge.model.prompt import build_prompt, encode_prompt
 from pulse_edge.model.tokenizer import Tokenizer
@@ -29,8 +28,6 @@ from pulse_edge.train.examples import BeatBasis, Example
 # How much one answer of a kind counts; a report has some forty tokens, a closed answer one.
 ANSWER_WEIGHT: Final = {"superclass": 1.0, "finding": 0.5, "rate": 0.5, "report": 1.0}
 PAD_SEGMENT: Final = -1
-# Reports are long: only every third block of this many pages is asked for words beside yes and no.
-WORDY_BLOCK: Final = 16
 
 
 class PageDataset(Dataset[dict[str, Any]]):
@@ -64,11 +61,10 @@ class PageDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, k: int) -> dict[str, Any]:
         epoch, place = divmod(k, len(self.examples))
         order = random.Random(f"{self.seed}/{epoch}").sample(range(len(self.examples)), len(self.examples))
-        wordy = k // WORDY_BLOCK % 3 == 0
-        return self.page(self.examples[order[place]], random.Random(f"{self.seed}/{k}"), wordy)
+        return self.page(self.examples[order[place]], random.Random(f"{self.seed}/{k}"))
 
-    def page(self, example: Example, rng: random.Random, wordy: bool) -> dict[str, Any]:
-        """Make one training item of an example; a wordy one is asked for findings, rate and report too."""
+    def page(self, example: Example, rng: random.Random) -> dict[str, Any]:
+        """Make one training item of an example."""
         record = vary_record(example.record, rng)
         style = draw_style(rng, record.duration)
         image = render(record, style).image
@@ -76,13 +72,15 @@ class PageDataset(Dataset[dict[str, Any]]):
             image = vary_picture(image, rng)
         measured = measure(record)
         facts = instruct.Facts(example.facts.codes, example.facts.superclasses, measured.rate_bpm)
-        turns = instruct.superclass_turns(facts, rng)
-        if wordy or not turns:
-            turns += instruct.finding_turns(facts, rng)
-            turns += instruct.rate_turn(facts, rng)
-            turns += [instruct.report_turn(facts)]
+        turns = [
+            *instruct.superclass_turns(facts, rng),
+            *instruct.finding_turns(facts, rng, count=2),
+            *instruct.rate_turn(facts, rng),
+            instruct.report_turn(facts),
+        ]
         item = pack(self.prefix, turns, self.tokenizer)
         item["tiles"] = tiles(image)
+        item["diagnoses"] = diagnoses(facts)
         item["beats"] = self.basis.project(measured.beats)
         item["rhythm"] = np.array(
             [
@@ -108,6 +106,7 @@ class DefaultPages(Dataset[dict[str, Any]]):
         example = self.examples[k]
         turns = instruct.superclass_turns(example.facts, random.Random(0), plain_share=1.0)
         item = pack(self.prefix, turns, self.tokenizer)
+        item["diagnoses"] = diagnoses(example.facts)
         item["tiles"] = tiles(render(example.record, PaperStyle()).image)
         return item
 
@@ -127,34 +126,40 @@ def after_image(question: str, tokenizer: Tokenizer, answer: str | None = None) 
     return ids + [EOS_ID] if answer is not None else ids
 
 
+def diagnoses(facts: instruct.Facts) -> NDArray[np.float32]:
+    """Return 1, 0 or NaN (not assigned) for the five superclasses, then for the findings asked about."""
+    known = np.float32(np.nan if not facts.superclasses else 0.0)
+    groups = [known + np.float32(name in facts.superclasses) for name in instruct.SUPERCLASS_PHRASES]
+    return np.array(groups + [code in facts.codes for code in instruct.ASKED], np.float32)
+
+
 def pack(prefix: list[int], turns: list[instruct.Turn], tokenizer: Tokenizer) -> dict[str, Any]:
-    """Pack the prefix, one measuring segment per lead and one for the rhythm, and all turns.
+    """Pack the prefix and all turns.
 
     Returns:
-        ids, segment (0 is the shared prefix), labels, weights: 1-D arrays of equal length; probes:
-        indices of the 13 positions that the measurement heads read (12 leads, then the rhythm).
+        ids, segment (0 is the shared prefix), labels, weights: 1-D arrays of equal length; closed:
+        indices of the positions from which the superclass answers are read, -1 where not asked.
     """
-    segments = [(tokenizer.encode(f"\n{name}:", bos=False), 0, 0.0) for name in (*LEADS, "Rate")]
-    probes = np.cumsum([len(ids) for ids, _, _ in segments]) + len(prefix) - 1
-    for turn in turns:
-        asked = len(after_image(turn.question, tokenizer))
-        ids = after_image(turn.question, tokenizer, turn.answer)
-        segments.append((ids, len(ids) - asked, ANSWER_WEIGHT[turn.kind]))
     ids, segment = list(prefix), [0] * len(prefix)
     labels, weights = [IGNORE_ID] * len(prefix), [0.0] * len(prefix)
-    for number, (tokens, answered, weight) in enumerate(segments, start=1):
-        quiet = len(tokens) - answered
+    closed = []
+    for number, turn in enumerate(turns, start=1):
+        quiet = len(after_image(turn.question, tokenizer))
+        tokens = after_image(turn.question, tokenizer, turn.answer)
+        answered = len(tokens) - quiet
+        if turn.kind == "superclass":
+            closed.append(len(ids) + quiet - 1)
         ids += tokens
         segment += [number] * len(tokens)
         labels += [IGNORE_ID] * quiet + tokens[quiet:]
         # The first token carries a closed answer; in longer answers every token counts the same.
-        weights += [0.0] * quiet + [weight / max(answered, 1)] * answered
+        weights += [0.0] * quiet + [ANSWER_WEIGHT[turn.kind] / answered] * answered
     return {
         "ids": np.asarray(ids, np.int64),
         "segment": np.asarray(segment, np.int64),
         "labels": np.asarray(labels, np.int64),
         "weights": np.asarray(weights, np.float32),
-        "probes": np.asarray(probes, np.int64),
+        "closed": np.asarray(closed or [-1] * len(instruct.SUPERCLASS_PHRASES), np.int64),
     }
 
 
@@ -168,7 +173,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         return np.stack([np.pad(row, (0, width - len(row)), constant_values=fill[name]) for row in rows])
 
     batch = {name: torch.from_numpy(padded(name)) for name in fill}
-    for name in ("tiles", "probes", "beats", "rhythm"):
+    for name in ("tiles", "closed", "diagnoses", "beats", "rhythm"):
         if name in items[0]:
             batch[name] = torch.from_numpy(np.stack([item[name] for item in items]))
     return batch

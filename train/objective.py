@@ -1,93 +1,121 @@
-"""The training objective: answers in words, and measurements beside them.
+"""What is learnt, in two stages, as LLaVA's own recipe has it: first to see, then to speak.
 
-Two losses on one forward pass:
-
-* next-token cross-entropy on the answers, as PULSE was trained (instruction and image masked);
-* a regression of the median beat of each lead and of the rhythm, read from hidden states right
-  after "<lead>:". A few thousand labelled pages teach a network little about waveforms; their
-  measured shapes, dense and free, teach it much. The heads are dropped from the saved model.
+* ``see``: the tower, through the readout head (`readout.py`): measurements and diagnoses.
+* ``speak``: projector and language model on the frozen tower: next-token cross-entropy on the
+  answers, as PULSE was trained (image and instruction masked), and, on the superclass questions,
+  the head's probability as a soft target (Hinton et al., 2015).
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 import torch
 from torch import nn
 
 from pulse_edge.contract import IGNORE_ID, IMAGE_MEAN, IMAGE_STD, IMAGE_TOKEN_ID
+from pulse_edge.ecg.instruct import SUPERCLASS_PHRASES
 from pulse_edge.model.pulse import PulseForConditionalGeneration
 from pulse_edge.train.dataset import PAD_SEGMENT
+from pulse_edge.train.readout import Readout
+from pulse_edge.train.recipe import STAGES
 
-RHYTHM_TARGETS = 2  # log rate, log irregularity
+SOFT_WEIGHT: Final = 1.0
+MEASURE_WEIGHT: Final = 1.0
 
 
 class TrainingObjective(nn.Module):
-    """PULSE with its measurement heads; ``forward`` returns ``{"loss", "answer", "measure"}``.
+    """PULSE and its readout head; ``forward`` takes a batch of ``dataset.collate``.
 
     Args:
         model: the model to train.
         beat_components: targets per lead.
-        measure_weight: weight of the regression beside the answers.
+        answers: token ids of "Yes" and "No".
     """
 
-    def __init__(
-        self, model: PulseForConditionalGeneration, beat_components: int, measure_weight: float
-    ) -> None:
+    def __init__(self, model: PulseForConditionalGeneration, beat_components: int, answers: list[int]) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.answers = model, answers
         model.model.vision_tower.to(memory_format=torch.channels_last)  # twice as fast on a CPU
-        self.measure_weight = measure_weight
-        width = model.config.text_config.hidden_size
-        self.beat_head = nn.Linear(width, beat_components)
-        self.rhythm_head = nn.Linear(width, RHYTHM_TARGETS)
+        self.readout = Readout(model.config.vision_config.hidden_size, beat_components)
+        self.stage = STAGES[0]
+        self._tally: dict[str, list[float]] = {}
 
-    def forward(
-        self,
-        ids: torch.Tensor,
-        segment: torch.Tensor,
-        tiles: torch.Tensor,
-        probes: torch.Tensor,
-        labels: torch.Tensor,
-        weights: torch.Tensor,
-        beats: torch.Tensor | None = None,
-        rhythm: torch.Tensor | None = None,
-    ) -> dict[str, torch.Tensor]:
-        """Compute the losses of a batch as ``dataset.collate`` makes it.
+    def set_stage(self, stage: str) -> None:
+        """Choose what is trained: tower and head, or projector and language model."""
+        self.stage = stage
+        for name, parameter in self.named_parameters():
+            sees = "vision_tower" in name or name.startswith("readout")
+            parameter.requires_grad_(sees == (stage == "see"))
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> TrainingObjective:
+        """Switch between training and evaluation; what is frozen stays in evaluation."""
+        super().train(mode)
+        if self.stage == "speak":
+            self.model.model.vision_tower.eval()
+            self.readout.eval()
+        return self
+
+    def forward(self, tiles: torch.Tensor, **batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return ``{"loss"}`` of the present stage.
 
         Args:
-            ids: int64 [B, L], image sentinels in place.
-            segment: int64 [B, L]; 0 is the prefix that all segments see, -1 is padding.
             tiles: uint8 [B, 5, 336, 336, 3].
-            probes: int64 [B, 13].
-            labels: int64 [B, L], -100 where nothing is asked.
-            weights: float32 [B, L].
-            beats: float32 [B, 12, k], NaN where not measured.
-            rhythm: float32 [B, 2], NaN where not measured.
+            batch: ids, segment, labels, weights [B, L]; closed [B, 5]; diagnoses [B, 28];
+                beats [B, 12, k]; rhythm [B, 2].
         """
-        hidden = self.hidden_states(ids, segment, tiles)
-        answer = self._answer_loss(hidden, labels, weights)
-        losses = {"loss": answer, "answer": answer.detach()}
-        if beats is not None and rhythm is not None:
-            measure = self._measure_loss(hidden, probes, beats, rhythm)
-            losses["loss"] = answer + self.measure_weight * measure
-            losses["measure"] = measure.detach()
-        return losses
+        if self.stage == "see":
+            tokens = self.look(tiles)
+            measured, diagnosed = self.readout.loss(tokens, batch["beats"], batch["rhythm"], batch["diagnoses"])
+            self._note(measure=measured, diagnose=diagnosed)
+            return {"loss": MEASURE_WEIGHT * measured + diagnosed}
+        with torch.no_grad():
+            tokens = self.look(tiles)
+            soft = self.readout(tokens)[2][:, : len(SUPERCLASS_PHRASES)].float().sigmoid()
+        hidden = self.read(tokens, batch["ids"], batch["segment"])
+        answer = self._answer_loss(hidden, batch["labels"], batch["weights"])
+        asked = batch["closed"][:, 0] >= 0
+        margin = self.margins(hidden[asked], batch["closed"][asked])
+        taught = nn.functional.binary_cross_entropy_with_logits(margin, soft[asked])
+        self._note(answer=answer, taught=taught)
+        return {"loss": answer + SOFT_WEIGHT * taught}
 
-    def hidden_states(
-        self, ids: torch.Tensor, segment: torch.Tensor, tiles: torch.Tensor
-    ) -> torch.Tensor:
-        """Return the language model's last hidden states, [B, L, H]."""
-        b, n = tiles.shape[:2]
-        features = self.model.encode_images(normalize(tiles.flatten(0, 1)))
+    def look(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Tiles uint8 [B, 5, 336, 336, 3] -> the tower's tokens [B, 5 T, C]."""
+        tower = self.model.model.vision_tower
+        tokens: torch.Tensor = tower(normalize(tiles.flatten(0, 1))).last_hidden_state
+        return tokens.reshape(len(tiles), -1, tokens.shape[-1])
+
+    def read(self, tokens: torch.Tensor, ids: torch.Tensor, segment: torch.Tensor) -> torch.Tensor:
+        """Return the language model's last hidden states [B, L, H] over packed questions."""
+        features = self.model.model.multi_modal_projector(tokens)
         embeds = self.model.get_input_embeddings()(ids.clamp(min=0))
         at_image = (ids == IMAGE_TOKEN_ID).unsqueeze(-1)
-        embeds = embeds.masked_scatter(at_image, features.reshape(b, -1, features.shape[-1]).to(embeds.dtype))
-        out = self.model.model.language_model(
+        embeds = embeds.masked_scatter(at_image, features.to(embeds.dtype))
+        hidden: torch.Tensor = self.model.model.language_model(
             inputs_embeds=embeds,
             attention_mask=segment_mask(segment, embeds.dtype),
             position_ids=segment_positions(segment),
             use_cache=False,
-        )
-        return out.last_hidden_state
+        ).last_hidden_state
+        return hidden
+
+    def margins(self, hidden: torch.Tensor, closed: torch.Tensor) -> torch.Tensor:
+        """Return logit(Yes) - logit(No) of the superclass questions, float32 [B, 5]."""
+        at = hidden.gather(1, closed.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+        logits = self.model.lm_head(at).float()
+        return logits[..., self.answers[0]] - logits[..., self.answers[1]]
+
+    def mean_losses(self) -> dict[str, float]:
+        """Return the mean of each loss since the last call."""
+        means = {f"{name}_loss": sum(v) / len(v) for name, v in self._tally.items()}
+        self._tally.clear()
+        return means
+
+    def _note(self, **losses: torch.Tensor) -> None:
+        for name, value in losses.items():
+            self._tally.setdefault(name, []).append(float(value.detach()))
 
     def _answer_loss(
         self, hidden: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor
@@ -97,14 +125,6 @@ class TrainingObjective(nn.Module):
         loss = nn.functional.cross_entropy(logits, labels[:, 1:][asked], reduction="none")
         weight = weights[:, 1:][asked]
         return (loss * weight).sum() / weight.sum().clamp(min=1e-6)
-
-    def _measure_loss(
-        self, hidden: torch.Tensor, probes: torch.Tensor, beats: torch.Tensor, rhythm: torch.Tensor
-    ) -> torch.Tensor:
-        read = hidden.gather(1, probes.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])).float()
-        return _masked_huber(self.beat_head(read[:, :-1]), beats) + 0.5 * _masked_huber(
-            self.rhythm_head(read[:, -1]), rhythm
-        )
 
 
 def normalize(tiles: torch.Tensor) -> torch.Tensor:
@@ -131,10 +151,3 @@ def segment_positions(segment: torch.Tensor) -> torch.Tensor:
     start = torch.cummax(torch.where(new, index, torch.zeros_like(index)), dim=1).values
     prefix = (segment == 0).sum(1, keepdim=True)
     return torch.where(segment == 0, index, index - start + prefix)
-
-
-def _masked_huber(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    known = torch.isfinite(target)
-    if not known.any():
-        return predicted.sum() * 0
-    return nn.functional.smooth_l1_loss(predicted[known], target[known], beta=1.0)

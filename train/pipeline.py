@@ -19,7 +19,7 @@ from pulse_edge.train.build import build_model
 from pulse_edge.train.dataset import DefaultPages
 from pulse_edge.train.examples import Example, fit_beat_basis, read_examples
 from pulse_edge.train.objective import TrainingObjective
-from pulse_edge.train.recipe import Recipe
+from pulse_edge.train.recipe import STAGES, Recipe
 from pulse_edge.train.tokenizer import train_tokenizer
 from pulse_edge.train.trainer import answer_ids, fit, validate
 
@@ -31,7 +31,7 @@ def train_checkpoint(
 ) -> dict[str, Any]:
     """Do what ``pulse_edge.train.run`` promises, once torch is known to be there."""
     if pages is not None:
-        recipe = replace(recipe, train=replace(recipe.train, pages=pages))
+        recipe = replace(recipe, train={k: replace(v, pages=pages) for k, v in recipe.train.items()})
     console = Console(stderr=True)
     learn, choose, held_out = (_read(data, side, console) for side in ("train", "validation", "test"))
     work = output.with_name(output.name + ".training")
@@ -66,8 +66,9 @@ def _measure(
     model: PulseForConditionalGeneration, examples: list[Example], tokenizer: Tokenizer
 ) -> dict[str, Any]:
     pages = DefaultPages(examples, tokenizer, model.config.vision_config.tokens_per_tile)
-    objective = TrainingObjective(model, beat_components=1, measure_weight=0.0)
-    auroc = validate(objective, pages, answer_ids(tokenizer))
+    objective = TrainingObjective(model, 1, answer_ids(tokenizer))
+    objective.set_stage(STAGES[-1])
+    auroc = validate(objective, pages)
     return {"n": len(examples), "patients": len({e.patient for e in examples}), "auroc": auroc}
 
 
@@ -76,7 +77,8 @@ def card(recipe: Recipe, learn: list[Example], metrics: list[dict[str, Any]]) ->
     return {
         "name": recipe.name,
         "parent": None,
-        "recipe": f"{recipe.name}.yaml, seed {recipe.seed}, {recipe.train.pages} pages",
+        "recipe": f"{recipe.name}.yaml, seed {recipe.seed}, "
+        + ", ".join(f"{stage}: {settings.pages} pages" for stage, settings in recipe.train.items()),
         "data": {
             "set": "PTB-XL 1.0.3 (Wagner et al., Scientific Data 2020), resampled to 200 Hz",
             "records": len(learn),

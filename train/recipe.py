@@ -10,13 +10,14 @@ import yaml
 
 from pulse_edge.errors import UnknownNameError, UserError
 
+STAGES = ("see", "speak")  # objective.py says what each learns
 RECIPES = Path(__file__).parent / "recipes"
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How long and how hard to train.
+    """How long and how hard to train in one stage.
 
     Attributes:
         pages: rendered pages seen in all.
@@ -24,7 +25,6 @@ class TrainSettings:
         learning_rate: peak of the one-cycle cosine.
         weight_decay: of AdamW.
         warmup: share of the steps.
-        measure_weight: weight of the measurement loss beside the answers.
         average_decay: of the exponential moving average of the weights, which is what is kept.
         evaluate_every: steps between validations.
     """
@@ -34,7 +34,6 @@ class TrainSettings:
     learning_rate: float
     weight_decay: float
     warmup: float
-    measure_weight: float
     average_decay: float
     evaluate_every: int
 
@@ -50,12 +49,12 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole recipe; ``name`` becomes the checkpoint's name."""
+    """A whole recipe; ``name`` becomes the checkpoint's name, ``train`` has an entry for every stage."""
 
     name: str
     seed: int
     model: ModelShape
-    train: TrainSettings
+    train: dict[str, TrainSettings]
 
 
 def read_recipe(name_or_path: str | Path) -> Recipe:
@@ -76,7 +75,11 @@ def read_recipe(name_or_path: str | Path) -> Recipe:
         raise UserError(f"Cannot read the recipe {path}: {error}. Check the path and the YAML.") from error
     if not isinstance(raw, dict):
         raise UserError(f"The recipe {path} is not a mapping. Start from {RECIPES / 'pulse-nano.yaml'}.")
-    raw = {**raw, "model": _fill(ModelShape, raw.get("model"), path), "train": _fill(TrainSettings, raw.get("train"), path)}
+    stages = raw.get("train")
+    if not isinstance(stages, dict) or set(stages) != set(STAGES):
+        raise UserError(f"{path}: train needs the stages {' and '.join(STAGES)}, and no others.")
+    raw["train"] = {stage: _fill(TrainSettings, settings, path) for stage, settings in stages.items()}
+    raw["model"] = _fill(ModelShape, raw.get("model"), path)
     return _fill(Recipe, raw, path)
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_model, save_model
 from sklearn.metrics import roc_auc_score
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -21,7 +22,7 @@ from pulse_edge.model.tokenizer import Tokenizer
 from pulse_edge.train.dataset import DefaultPages, PageDataset, collate
 from pulse_edge.train.examples import BeatBasis, Example
 from pulse_edge.train.objective import TrainingObjective
-from pulse_edge.train.recipe import Recipe, TrainSettings
+from pulse_edge.train.recipe import STAGES, Recipe, TrainSettings
 
 
 def fit(
@@ -29,12 +30,12 @@ def fit(
     recipe: Recipe,
     tokenizer: Tokenizer,
     learn: list[Example],
-    validate: list[Example],
+    choose: list[Example],
     basis: BeatBasis,
     work: Path,
     workers: int = 1,
-) -> list[dict[str, float]]:
-    """Train ``model`` in place and leave it with its best averaged weights.
+) -> list[dict[str, Any]]:
+    """Train ``model`` in place, stage by stage, and leave it with its best averaged weights.
 
     An interrupted run goes on from the last checkpoint in ``work``.
 
@@ -43,7 +44,7 @@ def fit(
         recipe: what to do.
         tokenizer: the model's.
         learn: examples to learn from.
-        validate: examples of other patients, for choosing the weights that are kept.
+        choose: examples of other patients with superclasses, for choosing the weights that are kept.
         basis: of the median beats.
         work: folder for the Trainer's checkpoints and the history.
         workers: processes that render pages.
@@ -51,29 +52,37 @@ def fit(
     Returns:
         The history: one row per validation.
     """
-    settings = recipe.train
-    set_seed(recipe.seed)
-    objective = TrainingObjective(model, len(basis.components), settings.measure_weight)
+    objective = TrainingObjective(model, len(basis.components), answer_ids(tokenizer))
     tokens = model.config.vision_config.tokens_per_tile
-    pages = PageDataset(learn, tokenizer, basis, tokens, settings.pages, recipe.seed)
-    keeper = _Keeper(objective, DefaultPages(validate, tokenizer, tokens), tokenizer, settings, work)
-    trainer = _InOrder(
-        model=objective,
-        args=_arguments(recipe, work, workers),
-        train_dataset=pages,
-        data_collator=collate,
-        callbacks=[keeper],
-    )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if work.is_dir() else None)
-    keeper.restore_best()
-    return keeper.history
+    pages = DefaultPages(choose, tokenizer, tokens)
+    history: list[dict[str, Any]] = []
+    for number, stage in enumerate(STAGES):
+        settings = recipe.train[stage]
+        folder = work / stage
+        set_seed(recipe.seed + number)
+        objective.set_stage(stage)
+        keeper = _Keeper(objective, pages, settings, folder)
+        if not keeper.finished:
+            seed = recipe.seed + number
+            data = PageDataset(learn, tokenizer, basis, tokens, settings.pages, seed)
+            trainer = _Trainer(
+                model=objective,
+                args=_arguments(settings, seed, folder, workers),
+                train_dataset=data,
+                data_collator=collate,
+                callbacks=[keeper],
+            )
+            last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+            trainer.train(resume_from_checkpoint=last)
+        keeper.restore_best()
+        history += keeper.history
+    return history
 
 
-def _arguments(recipe: Recipe, work: Path, workers: int) -> TrainingArguments:
-    settings = recipe.train
+def _arguments(settings: TrainSettings, seed: int, folder: Path, workers: int) -> TrainingArguments:
     steps = settings.pages // settings.batch
     return TrainingArguments(
-        output_dir=str(work),
+        output_dir=str(folder),
         per_device_train_batch_size=settings.batch,
         max_steps=steps,
         learning_rate=settings.learning_rate,
@@ -87,61 +96,91 @@ def _arguments(recipe: Recipe, work: Path, workers: int) -> TrainingArguments:
         logging_steps=50,
         save_steps=settings.evaluate_every,
         save_total_limit=1,
-        seed=recipe.seed,
+        seed=seed,
         dataloader_num_workers=workers,
         dataloader_prefetch_factor=2 if workers else None,
         remove_unused_columns=False,
+        label_names=["labels"],
         report_to=[],
         disable_tqdm=False,
     )
 
 
-class _InOrder(Trainer):
-    """The dataset draws its own order, so that item k is the same in every run; keep it."""
+class _Trainer(Trainer):
+    """The dataset draws its own order, so that item k is the same in every run: it is kept. The
+    embedding and the head share one tensor, which safetensors stores only when told so.
+    """
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(self.model, str(folder / "model.safetensors"))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_model(model or self.model, str(Path(resume_from_checkpoint) / "model.safetensors"))
 
 
 class _Keeper(TrainerCallback):
     """Averages the weights, validates the average and keeps the best."""
 
     def __init__(
-        self,
-        objective: TrainingObjective,
-        pages: DefaultPages,
-        tokenizer: Tokenizer,
-        settings: TrainSettings,
-        work: Path,
+        self, objective: TrainingObjective, pages: DefaultPages, settings: TrainSettings, folder: Path
     ) -> None:
-        self.objective, self.pages, self.every, self.work = objective, pages, settings.evaluate_every, work
-        self.answers = answer_ids(tokenizer)
+        self.objective, self.pages, self.settings, self.folder = objective, pages, settings, folder
         self.average = AveragedModel(
-            objective, multi_avg_fn=get_ema_multi_avg_fn(settings.average_decay), use_buffers=True
+            objective, multi_avg_fn=_moving_average(settings.average_decay), use_buffers=True
         )
-        self.history: list[dict[str, float]] = []
+        rows = folder / "history.json"
+        self.history: list[dict[str, Any]] = json.loads(rows.read_text()) if rows.is_file() else []
+
+    @property
+    def finished(self) -> bool:
+        """Whether the stage was completed by an earlier run."""
+        last = self.settings.pages // self.settings.batch
+        return bool(self.history) and self.history[-1]["step"] >= last
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        saved = self.work / f"checkpoint-{state.global_step}" / "average.pt"
-        if state.global_step and saved.is_file():
+        self.history = [row for row in self.history if row["step"] <= state.global_step]
+        if state.global_step:
+            saved = self.folder / f"checkpoint-{state.global_step}" / "average.pt"
             self.average.load_state_dict(torch.load(saved, weights_only=True))
-            self.history = json.loads((self.work / "history.json").read_text())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.average.update_parameters(self.objective)
-        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
-            row = {"step": state.global_step, **validate(self.average.module, self.pages, self.answers)}
-            if not self.history or row["macro"] >= max(past["macro"] for past in self.history):
-                torch.save(self.average.module.state_dict(), self.work / "best.pt")
-            self.history.append(row)
-            write_atomic(self.work / "history.json", json.dumps(self.history, indent=1).encode())
-            print(json.dumps(row), flush=True)
+        if state.global_step % self.settings.evaluate_every and state.global_step != state.max_steps:
+            return
+        row = {"stage": self.objective.stage, "step": state.global_step}
+        row |= validate(self.average.module, self.pages) | self.objective.mean_losses()
+        if not self.history or row["macro"] >= max(past["macro"] for past in self.history):
+            torch.save(self.average.module.state_dict(), self.folder / "best.pt")
+        self.history.append(row)
+        write_atomic(self.folder / "history.json", json.dumps(self.history, indent=1).encode())
+        print(json.dumps(row), flush=True)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        torch.save(self.average.state_dict(), self.work / f"checkpoint-{state.global_step}" / "average.pt")
+        torch.save(self.average.state_dict(), self.folder / f"checkpoint-{state.global_step}" / "average.pt")
 
     def restore_best(self) -> None:
-        self.objective.load_state_dict(torch.load(self.work / "best.pt", weights_only=True))
+        """Put the best averaged weights into the model."""
+        self.objective.load_state_dict(torch.load(self.folder / "best.pt", weights_only=True))
+
+
+def _moving_average(decay: float) -> Any:
+    """Exponential moving average whose horizon grows with the steps, so that it forgets the random start."""
+
+    @torch.no_grad()
+    def update(averaged: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor) -> None:
+        share = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
+        for old, new in zip(averaged, current, strict=True):
+            if old.is_floating_point():
+                old.lerp_(new, share)
+            else:
+                old.copy_(new)
+
+    return update
 
 
 def answer_ids(tokenizer: Tokenizer) -> list[int]:
@@ -150,18 +189,23 @@ def answer_ids(tokenizer: Tokenizer) -> list[int]:
 
 
 @torch.no_grad()
-def validate(objective: TrainingObjective, pages: DefaultPages, answers: list[int]) -> dict[str, float]:
-    """Return the AUROC of each superclass and their mean, by label scoring on default pages."""
+def validate(objective: TrainingObjective, pages: DefaultPages) -> dict[str, float]:
+    """Return the AUROC of each superclass and their mean, on default pages.
+
+    While the tower learns to see, the readout head is scored; afterwards the model's own answers are.
+    """
     objective.eval()
     scores, truth = [], []
-    for batch in DataLoader(pages, batch_size=20, collate_fn=collate):  # type: ignore[arg-type]
+    for batch in DataLoader(pages, batch_size=16, collate_fn=collate):  # type: ignore[arg-type]
         with torch.autocast("cpu", torch.bfloat16):
-            hidden = objective.hidden_states(batch["ids"], batch["segment"], batch["tiles"])
-            logits = objective.model.lm_head(hidden[:, :-1]).float()
-        asked = (batch["labels"][:, 1:] == answers[0]) | (batch["labels"][:, 1:] == answers[1])
-        yes = logits[..., answers[0]] - logits[..., answers[1]]
-        scores.append(yes[asked].reshape(len(yes), -1).numpy())
-        truth.append((batch["labels"][:, 1:][asked] == answers[0]).reshape(len(yes), -1).numpy())
+            tokens = objective.look(batch["tiles"])
+            if objective.stage == "see":
+                score = objective.readout(tokens)[2]
+            else:
+                hidden = objective.read(tokens, batch["ids"], batch["segment"])
+                score = objective.margins(hidden, batch["closed"])
+        scores.append(score[:, : len(SUPERCLASS_PHRASES)].float().numpy())
+        truth.append(batch["diagnoses"][:, : len(SUPERCLASS_PHRASES)].numpy())
     score, true = np.concatenate(scores), np.concatenate(truth)
     each = {
         name: float(roc_auc_score(true[:, k], score[:, k])) for k, name in enumerate(SUPERCLASS_PHRASES)

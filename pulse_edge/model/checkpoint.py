@@ -29,7 +29,6 @@ CARD_SCHEMA = 1
 SHIPPED = Path(__file__).parents[1] / "assets"
 
 
-
 def resolve_model(name_or_path: str | Path) -> Path:
     """Return the folder of a shipped model's name (``"pulse-nano"``) or of a path.
 
@@ -86,7 +85,7 @@ def load_model(path: str | Path, dtype: str | torch.dtype | None = None) -> Puls
     """Load a checkpoint, ready for inference.
 
     Args:
-        path: its folder, in the LLaVA or a Hugging Face layout.
+        path: its folder, in the LLaVA or a Hugging Face layout, or a shipped model's name.
         dtype: of the weights in memory, e.g. ``"float32"``; ``None`` keeps them as they are, uncopied.
 
     Raises:
@@ -100,15 +99,17 @@ def load_model(path: str | Path, dtype: str | torch.dtype | None = None) -> Puls
         from pulse_edge.model.pulse import PulseConfig, PulseForConditionalGeneration
 
     kind = _dtype(dtype)
-    folder = Path(path)
+    folder = resolve_model(path)
     settings = folder / "config.json"
     raw = read_json(settings)
     weights = open_weights(folder)
-    fields = pulse_config(raw, {name: tuple(tensor.shape) for name, tensor in weights.items()})
     try:
+        fields = pulse_config(raw, {name: tuple(tensor.shape) for name, tensor in weights.items()})
         config = PulseConfig.from_dict(fields)
         with torch.device("meta"):
             model = PulseForConditionalGeneration(config)
+    except CheckpointError:
+        raise
     except Exception as error:  # whatever a wrong value in the file leads to
         raise CheckpointError(
             f"{settings} does not describe a model ({brief(error)}). Restore the original file."

@@ -75,7 +75,7 @@ class TorchBackend:
         if position == 0:
             self.reset()
         elif position < self.position:
-            self._cache.crop(position)
+            self._cache.crop(position - self.position)  # minus what goes; transformers 4 and 5 agree on that
 
     def _run(self, embeds: torch.Tensor) -> NDArray[np.float32]:
         start, length = self.position, embeds.shape[1]

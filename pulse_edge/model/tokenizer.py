@@ -6,7 +6,6 @@ tokenizers differ after ``</s>`` and on ill-formed UTF-8, so nothing here goes t
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import sentencepiece
 
 from pulse_edge.errors import CheckpointError
+from pulse_edge.model.weights import read_json
 
 TOKENIZER_FILE = "tokenizer.model"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -63,11 +63,8 @@ class Tokenizer:
             CheckpointError: if a file is absent or cannot be read.
         """
         folder = Path(folder)
-        settings_file = folder / TOKENIZER_CONFIG
-        try:
-            settings = json.loads(settings_file.read_text("utf-8")) if settings_file.is_file() else {}
-        except ValueError as error:
-            raise CheckpointError(f"{settings_file} is not valid JSON ({error}). Copy it again.") from error
+        file = folder / TOKENIZER_CONFIG
+        settings = read_json(file) if file.is_file() else {}
         legacy, longest = settings.get("legacy"), settings.get("model_max_length")
         # transformers writes 1e30 where it does not know a length, and takes a missing `legacy` as true.
         known = isinstance(longest, int) and 0 < longest < 10**9

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from pulse_edge.contract import TILE_SIZE, exact_div
+from pulse_edge.contract import MAX_TILES, TILE_SIZE, exact_div
 
 
 class PulseConvVisionConfig(PretrainedConfig):
@@ -84,8 +84,10 @@ class _Stage(nn.Module):
 class PulseConvVisionModel(PreTrainedModel):
     """Tiles to tokens: float [B, 3, 336, 336] -> ``last_hidden_state`` [B, tokens_per_tile, hidden_size].
 
-    A learned position is added to every token, so that the language model knows where on the tile
-    it looks. There is no class token: use ``vision_feature_select_strategy="full"``.
+    A learned position is added to every token, one for each place on each of the five tiles, so that
+    the language model knows where on the page it looks: tiles must come page by page, the base view
+    first, and pages of a batch must have five tiles each. There is no class token: use
+    ``vision_feature_select_strategy="full"``.
     """
 
     config_class = PulseConvVisionConfig
@@ -102,7 +104,7 @@ class PulseConvVisionModel(PreTrainedModel):
                 zip(widths_in, config.widths, config.strides, config.depths, strict=True)
             )
         )
-        self.position = nn.Parameter(torch.zeros(config.tokens_per_tile, config.hidden_size))
+        self.position = nn.Parameter(torch.zeros(MAX_TILES, config.tokens_per_tile, config.hidden_size))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -114,7 +116,7 @@ class PulseConvVisionModel(PreTrainedModel):
             # Running statistics are buffers: a model built on the meta device has them unset.
             module.reset_running_stats()
         elif isinstance(module, PulseConvVisionModel):
-            nn.init.normal_(module.position, std=0.02)
+            nn.init.normal_(module.position, std=0.3)
 
     def forward(
         self, pixel_values: torch.Tensor, output_hidden_states: bool | None = None, **kwargs: Any
@@ -123,7 +125,8 @@ class PulseConvVisionModel(PreTrainedModel):
         x = pixel_values.to(self.position.dtype).contiguous(memory_format=torch.channels_last)
         for stage in self.stages:
             x = stage(x)
-        tokens = x.flatten(2).transpose(1, 2) + self.position
+        tile = torch.arange(len(x), device=x.device) % MAX_TILES
+        tokens = x.flatten(2).transpose(1, 2) + self.position[tile]
         return BaseModelOutput(last_hidden_state=tokens, hidden_states=(tokens,))
 
 

@@ -18,7 +18,14 @@ _SINGLE = "model.safetensors"
 
 
 def open_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Memory-map all weights of a folder, by canonical name."""
+    """Memory-map all weights of a folder.
+
+    Returns:
+        The tensors by canonical name, in the checkpoint's dtypes; nothing is read until it is used.
+
+    Raises:
+        CheckpointError: if a file or a weight is missing, damaged or there twice.
+    """
     from safetensors import SafetensorError, safe_open
 
     files, promised = _weight_files(folder)
@@ -65,6 +72,11 @@ def _weight_files(folder: Path) -> tuple[list[Path], Iterable[str]]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds.
+
+    Raises:
+        CheckpointError: if the file is absent, not JSON or not an object.
+    """
     try:
         content = json.loads(file.read_text("utf-8"))
     except OSError as error:
@@ -80,7 +92,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def refuse(folder: Path, fault: str, known: Collection[str], asked: Iterable[str], remedy: str) -> None:
-    """Raise unless all names that are asked for are known."""
+    """Raise CheckpointError with the names that are asked for but not known, if there are any."""
     names = [name for name in asked if name not in known]
     if names:
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -21,7 +21,8 @@ else:
     tomllib = pytest.importorskip("tomli")
 
 COMMANDS = ["main", "check"]
-APACHE_2 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"  # apache.org/licenses/LICENSE-2.0.txt
+# of https://www.apache.org/licenses/LICENSE-2.0.txt
+APACHE_2 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
 # NOTICE's key of every base model that a card, a device or the documents may name.
 BASE_MODELS = ["pulse-7b", "llava", "vicuna", "llama-2", "clip"]
 
@@ -60,7 +61,9 @@ def test_ci_runs_exactly_the_commands_of_the_readme(root: Path) -> None:
                 ["bash", root / ".ci" / "readme-command", name], capture_output=True, text=True, check=True
             )
             assert printed.stdout == text
-        wrong = subprocess.run(["bash", root / ".ci" / "readme-command", "other"], capture_output=True, text=True)
+        wrong = subprocess.run(
+            ["bash", root / ".ci" / "readme-command", "other"], capture_output=True, text=True
+        )
         assert wrong.returncode != 0
 
 
@@ -134,7 +137,9 @@ def test_the_extras_are_those_promised(project: dict[str, Any]) -> None:
     assert set(inner[1].split(",")) == set(extras) - {"all", "dev", "runtime"}
 
 
-def test_every_extra_an_error_recommends_exists(root: Path, project: dict[str, Any], modules: list[Any]) -> None:
+def test_every_extra_an_error_recommends_exists(
+    root: Path, project: dict[str, Any], modules: list[Any]
+) -> None:
     extras = set(project["optional-dependencies"])
     named = set()
     for module in modules:

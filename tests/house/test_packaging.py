@@ -72,7 +72,9 @@ def fresh(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) ->
     python = programs / "python"
     pip = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--quiet"]
     _run(*pip, built[1], cwd=home)
-    site = Path(_run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=home).strip())
+    site = Path(
+        _run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=home).strip()
+    )
     lent = dict.fromkeys([sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
     (site / "lent.pth").write_text("".join(f"{path}\n" for path in lent))
     return programs

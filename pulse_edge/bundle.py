@@ -1,0 +1,190 @@
+"""Bundles: the folder that a device runs, its manifest, and writing it all or not at all.
+
+The manifest names every file with its SHA-256 and size; a bundle whose files differ is not run.
+Signatures are not covered yet: the manifest keeps ``signature`` for them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from pulse_edge.contract import BUNDLE_SCHEMA, MANIFEST
+from pulse_edge.errors import BundleError, PulseEdgeError, UserError
+
+REQUIRED: Final = ("schema", "model", "target", "graphs", "files", "preprocessing", "prompt", "generation")
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal, reading it in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that it is there in full or not at all, even after a crash.
+
+    Raises:
+        PulseEdgeError: the disk is full or the folder cannot be written.
+    """
+    with _disk(path.parent):
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder that becomes ``path`` if the block ends well, and vanishes otherwise.
+
+    An existing ``path`` is replaced only at the end. Ctrl-C, an error or a full disk leave nothing
+    behind. Everything is flushed to the disk before the folder gets its name.
+
+    Raises:
+        PulseEdgeError: the disk is full or the place cannot be written.
+        UserError: ``path`` is a file.
+    """
+    path = Path(path).absolute()
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; a folder is to be written there. Choose another name.")
+    with _disk(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        try:
+            work.chmod(0o755)
+            yield work
+            _flush(work)
+            if path.exists():
+                old = work.with_suffix(".replaced")
+                os.rename(path, old)
+                os.rename(work, path)
+                shutil.rmtree(old)
+            else:
+                os.rename(work, path)
+            _fsync(path.parent)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def write_manifest(folder: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Write ``manifest.json`` with the hash of every file in the folder; return what was written.
+
+    Args:
+        folder: of the bundle; symbolic links in it are refused.
+        fields: everything but ``schema``, ``files`` and ``signature``.
+    """
+    files = {
+        name: {"sha256": sha256_file(path), "bytes": path.stat().st_size} for name, path in _files(folder)
+    }
+    manifest = {"schema": BUNDLE_SCHEMA, **fields, "files": files, "signature": None}
+    write_atomic(folder / MANIFEST, (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
+    return manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read and check the manifest's form, not the files.
+
+    Raises:
+        BundleError: there is none, it is not one, or its schema is newer than this pulse-edge.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}. Make one with: pulse-edge export")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read: {error}. Copy the bundle again.") from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), int):
+        raise BundleError(f"{path} is not a manifest of pulse-edge. Copy the bundle again.")
+    if manifest["schema"] > BUNDLE_SCHEMA:
+        raise BundleError(
+            f"The bundle {folder} has schema {manifest['schema']}; this pulse-edge reads up to {BUNDLE_SCHEMA}. "
+            "Update it with: pip install --upgrade pulse-edge"
+        )
+    missing = [key for key in REQUIRED if key not in manifest]
+    if missing or not isinstance(manifest["files"], dict):
+        raise BundleError(f"{path} lacks {', '.join(missing) or 'a list of files'}. Export the bundle again.")
+    return manifest
+
+
+def verify_bundle(folder: Path) -> list[str]:
+    """Compare a bundle with its manifest; return one sentence for each problem, none if it is sound."""
+    folder = Path(folder)
+    try:
+        listed: dict[str, Any] = read_manifest(folder)["files"]
+    except BundleError as error:
+        return [str(error)]
+    problems = []
+    for name, entry in listed.items():
+        path = folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            problems.append(f"{name} lies outside the bundle; do not use this bundle.")
+        elif path.is_symlink() or not path.is_file():
+            problems.append(f"{name} is missing; copy the bundle again.")
+        elif not isinstance(entry, dict) or path.stat().st_size != entry.get("bytes"):
+            problems.append(f"{name} has another size than the manifest says; copy the bundle again.")
+        elif sha256_file(path) != entry.get("sha256"):
+            problems.append(f"{name} differs from what was exported; copy the bundle again.")
+    try:
+        extra = [name for name, _ in _files(folder) if name not in listed]
+    except BundleError as error:
+        return [*problems, str(error)]
+    return problems + [f"{name} is not part of the bundle; delete it or copy the bundle again." for name in extra]
+
+
+def _files(folder: Path) -> list[tuple[str, Path]]:
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            raise BundleError(f"{path} is a symbolic link; a bundle holds plain files. Copy the file itself.")
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != MANIFEST:
+            found.append((name, path))
+    return found
+
+
+def _flush(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        _fsync(path)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _disk(place: Path) -> Iterator[None]:
+    """Turn what the operating system says about a disk into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise PulseEdgeError(
+                f"The disk of {place} is full; nothing was left there. Free some space or choose another --output."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise UserError(f"{place} cannot be written ({error.strerror}). Choose another --output.") from error
+        raise

@@ -1,0 +1,102 @@
+"""Device profiles: one YAML file each in devices/, data only, every value with its source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from pulse_edge.errors import PulseEdgeError, UnknownNameError
+
+FOLDER: Final = Path(__file__).parent / "devices"
+KINDS: Final = ("jetson", "cpu")
+CONFIDENCE: Final = ("A", "B", "C")  # vendor's own document; third party; unverified
+VALUES: Final = (
+    "ram_gb", "bandwidth_gb_s", "int8_tops", "sm", "module_ids", "jetpack", "tensorrt", "precisions",
+)  # fmt: skip
+_KEYS: Final = ("name", "kind", "title", *VALUES)
+_VALUE_KEYS: Final = ("value", "source", "confidence")
+
+
+@dataclass(frozen=True)
+class Value:
+    """One value of a profile.
+
+    Attributes:
+        value: number, text or list; None when it is not known.
+        source: where it was read.
+        confidence: one of :data:`CONFIDENCE`; None when there is no value.
+    """
+
+    value: Any
+    source: str | None
+    confidence: str | None
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device; ``values`` has an entry for every name in :data:`VALUES`."""
+
+    name: str
+    kind: str
+    title: str
+    values: dict[str, Value]
+
+    @property
+    def constraints(self) -> dict[str, Any]:
+        """What an engine built for this device is tied to, as far as the profile knows."""
+        return {name: self.values[name].value for name in ("sm", "jetpack", "tensorrt")}
+
+
+def list_devices() -> list[str]:
+    """Return the names of all profiles."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load_device(name: str) -> Device:
+    """Load a profile by its name.
+
+    Raises:
+        UnknownNameError: no such device; the nearest name is suggested.
+        PulseEdgeError: the profile breaks the schema.
+    """
+    if name not in list_devices():
+        raise UnknownNameError("device", name, list_devices())
+    return read_device(FOLDER / f"{name}.yaml")
+
+
+def read_device(path: Path) -> Device:
+    """Read and check one profile.
+
+    Raises:
+        UnknownNameError: a key that no profile has.
+        PulseEdgeError: a key is missing, or a value has no source or confidence.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise PulseEdgeError(f"The device profile {path} cannot be read: {error}. Reinstall pulse-edge.") from error
+    raw = _mapping(raw, _KEYS, path)
+    if raw["name"] != path.stem or raw["kind"] not in KINDS:
+        raise PulseEdgeError(f"{path} must have its file's name and a kind of {', '.join(KINDS)}.")
+    values = {}
+    for key in VALUES:
+        entry = _mapping(raw[key], _VALUE_KEYS, path)
+        if entry["value"] is not None and (not entry["source"] or entry["confidence"] not in CONFIDENCE):
+            raise PulseEdgeError(f"{path}: {key} needs a source and a confidence of A, B or C.")
+        values[key] = Value(**entry)
+    return Device(raw["name"], raw["kind"], raw["title"], values)
+
+
+def _mapping(raw: Any, keys: tuple[str, ...], path: Path) -> dict[str, Any]:
+    if not isinstance(raw, dict):
+        raise PulseEdgeError(f"{path}: expected the keys {', '.join(keys)}, found {raw!r}.")
+    for key in raw:
+        if key not in keys:
+            raise UnknownNameError(f"key in {path.name}", str(key), keys)
+    missing = [key for key in keys if key not in raw]
+    if missing:
+        raise PulseEdgeError(f"{path} lacks {', '.join(missing)}; write null where a value is not known.")
+    return raw

@@ -1,0 +1,67 @@
+"""Open whatever answers questions: a bundle, a checkpoint, or a shipped model by name."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+
+from pulse_edge.bundle import read_manifest, verify_bundle
+from pulse_edge.contract import MANIFEST
+from pulse_edge.errors import BundleError
+from pulse_edge.model.tokenizer import Tokenizer
+from pulse_edge.runtimes.session import Session
+
+
+def load(path: str | PathLike[str], verify: bool = True, threads: int | None = None) -> Session:
+    """Open a model.
+
+    Args:
+        path: folder of a bundle (needs neither torch nor transformers), folder of a checkpoint, or a
+            shipped name such as ``pulse-nano`` (these two run in PyTorch, as reference).
+        verify: compare every file of a bundle with its manifest first.
+        threads: for ONNX Runtime; all cores by default.
+
+    Raises:
+        BundleError: the bundle is damaged, incomplete or newer than this pulse-edge.
+        CheckpointError: the checkpoint cannot be used.
+        UnknownNameError: no such shipped model.
+        MissingExtraError: a checkpoint is to be run without torch.
+    """
+    folder = Path(path)
+    if (folder / MANIFEST).is_file():
+        return _open_bundle(folder, verify, threads)
+    return _open_checkpoint(path)
+
+
+def _open_bundle(folder: Path, verify: bool, threads: int | None) -> Session:
+    manifest = read_manifest(folder)
+    problems = verify_bundle(folder) if verify else []
+    if problems:
+        more = f" ({len(problems) - 1} more problems)" if len(problems) > 1 else ""
+        raise BundleError(f"The bundle {folder} is not sound: {problems[0]}{more}")
+    from pulse_edge.runtimes.onnx import OnnxBackend
+
+    return Session(
+        OnnxBackend(folder, manifest, threads),
+        Tokenizer.from_folder(folder),
+        manifest["labels"],
+        manifest["scoring"],
+        manifest["generation"]["max_new_tokens"],
+    )
+
+
+def _open_checkpoint(path: str | PathLike[str]) -> Session:
+    from pulse_edge.ecg.instruct import CLOSED_QUESTIONS, SUPERCLASS_PHRASES
+    from pulse_edge.model.checkpoint import load_model, read_card, resolve_model
+
+    folder = resolve_model(path)
+    card = read_card(folder)
+    model = load_model(folder, "float32")
+    from pulse_edge.model.reference import TorchBackend
+
+    return Session(
+        TorchBackend(model),
+        Tokenizer.from_folder(folder),
+        card["labels"] or {name: {"phrase": phrase} for name, phrase in SUPERCLASS_PHRASES.items()},
+        card["scoring"] or {"question": CLOSED_QUESTIONS[0], "positive": "Yes", "negative": "No"},
+    )
