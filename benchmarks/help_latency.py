@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+
+from machine import describe_machine
 
 RESULT = Path(__file__).parent / "results" / "help_latency.json"
 TARGET_MS = 300.0
@@ -66,24 +64,6 @@ def measure(runs: int) -> dict[str, dict[str, float]]:
     }
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
-    model = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-        model = next(
-            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model
-        )
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpu": model or "unknown",
-        "cores": os.cpu_count(),
-        "load_1min": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "python": platform.python_version(),
-    }
-
-
 def main() -> None:
     """Measure, print the table, write the file."""
     parser = argparse.ArgumentParser(description="Time `pulse-edge --help`.")
@@ -92,8 +72,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.runs < 1:
         parser.error("--runs must be at least 1")
-    about, figures = machine(), measure(args.runs)
-    print(f"{about['cpu']}, {about['cores']} cores, load {about['load_1min']}, Python {about['python']}")
+    about, figures = describe_machine(), measure(args.runs)
+    where = about["machine"]
+    print(f"{where['cpu']}, {where['cores']} cores, load {where['load_1min']}, Python {where['python']}")
     print(f"{'command':<20} {'median':>9} {'min':>9} {'max':>9}   ({args.runs} runs)")
     for name, row in figures.items():
         print(f"{name:<20} {row['median_ms']:>6.1f} ms {row['min_ms']:>6.1f} ms {row['max_ms']:>6.1f} ms")
@@ -101,8 +82,7 @@ def main() -> None:
     print(f"target: median under {TARGET_MS:.0f} ms, {'met' if met else 'MISSED'}")
     report = {
         "benchmark": "help_latency",
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": about,
+        **about,
         "runs": args.runs,
         "target_ms": TARGET_MS,
         "target_met": met,

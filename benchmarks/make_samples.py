@@ -34,13 +34,13 @@ WANTED = {
 def main(labels_csv: Path) -> None:
     """Write WFDB files, page pictures and samples.csv into the package's assets."""
     with labels_csv.open(newline="", encoding="utf-8") as stream:
-        rows = [r for r in csv.DictReader(stream) if r["scheme"] == "scp" and split(r["patient_id"]) == "test"]
+        rows = [
+            r for r in csv.DictReader(stream) if r["scheme"] == "scp" and split(r["patient_id"]) == "test"
+        ]
     ASSETS.mkdir(parents=True, exist_ok=True)
     written = []
     for name, fits in WANTED.items():
-        row = next(
-            r for r in rows if fits(r) and not read_record(labels_csv.parent / r["record"]).problems
-        )
+        row = next(r for r in rows if fits(r) and not read_record(labels_csv.parent / r["record"]).problems)
         source = labels_csv.parent / row["record"]
         for suffix in (".hea", ".dat"):
             shutil.copyfile(source.with_name(source.name + suffix), ASSETS / (source.name + suffix))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pulse_edge import contract
 from pulse_edge.bundle import atomic_folder, sha256_file, write_atomic, write_manifest
 from pulse_edge.device import Device
-from pulse_edge.ecg.instruct import CLOSED_QUESTIONS, SUPERCLASS_PHRASES
+from pulse_edge.evaluate.labels import label_set
 from pulse_edge.export.decoder import DecoderShape, decoder_shape, write_decoder, write_embedding
 from pulse_edge.export.graphs import write_vision
 from pulse_edge.export.jetson import check, write_build_files
@@ -98,6 +98,7 @@ def _fields(
     how: Precision,
     tokens: int,
 ) -> dict[str, Any]:
+    labels, scoring = label_set(card)
     sources = sorted(checkpoint.glob("*.safetensors"))
     vision = "fp16" if how.compute is np.float16 else "fp32"
     return {
@@ -133,9 +134,8 @@ def _fields(
             "bos_id": tokenizer.bos_id,
             "eos_id": tokenizer.eos_id,
         },
-        "labels": card["labels"] or {k: {"phrase": v} for k, v in SUPERCLASS_PHRASES.items()},
-        "scoring": card["scoring"]
-        or {"question": CLOSED_QUESTIONS[0], "positive": "Yes", "negative": "No"},
+        "labels": labels,
+        "scoring": scoring,
         "accuracy": list(card["metrics"]),
         "parity": None,
         "toolchain": _toolchain(),

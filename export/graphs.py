@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pulse_edge.contract import MAX_TILES, TILE_SIZE
+from pulse_edge.errors import PulseEdgeError
 from pulse_edge.model.pulse import PulseForConditionalGeneration
 
 VISION_OPSET = 18  # below the Gelu operator, which older TensorRT lacks: it becomes Erf
@@ -91,7 +92,8 @@ def write_vision(path: Path, model: PulseForConditionalGeneration, half: bool) -
             output_names=["image_features"],
             verbose=False,
         )
-        assert program is not None
+        if program is None:  # the dynamo exporter always returns one
+            raise PulseEdgeError("torch.onnx returned no graph. Install torch >=2.9,<2.14.")
         _strip(program.model)
         program.save(str(path), external_data=True)
     return tokens, width

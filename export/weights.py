@@ -64,9 +64,10 @@ def linear(
         keep: store in the computing type whatever the precision (the head: its error is not averaged out).
     """
     matrix = weight.T
-    if how.bits >= 16 or keep or (how.bits == 4 and int4_block(matrix.shape) is None):
+    block = int4_block(matrix.shape) if how.bits == 4 else None
+    if how.bits >= 16 or keep or (how.bits == 4 and block is None):
         stored = writer.weight(f"{name}.weight", matrix.astype(how.compute))
-    elif how.bits == 8:
+    elif block is None:
         integers, scale = quantize_int8(matrix)
         stored = writer.op(
             "DequantizeLinear",
@@ -76,8 +77,6 @@ def linear(
             axis=1,
         )
     else:
-        block = int4_block(matrix.shape)
-        assert block is not None
         integers, scale = quantize_int4(matrix, block)
         stored = writer.op(
             "DequantizeLinear",

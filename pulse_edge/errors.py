@@ -63,7 +63,7 @@ class UnknownNameError(UserError):
         names = sorted(known)
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
         hint = f"Did you mean {near[0]!r}? " if near else ""
-        super().__init__(f"Unknown {kind} {name!r}. {hint}Known: {', '.join(names)}.")
+        super().__init__(f"Unknown {kind} {name!r}. {hint}Known: {', '.join(names) or 'none'}.")
         self.kind, self.name, self.nearest = kind, name, near[0] if near else None
 
 

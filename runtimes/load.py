@@ -51,17 +51,12 @@ def _open_bundle(folder: Path, verify: bool, threads: int | None) -> Session:
 
 
 def _open_checkpoint(path: str | PathLike[str]) -> Session:
-    from pulse_edge.ecg.instruct import CLOSED_QUESTIONS, SUPERCLASS_PHRASES
+    from pulse_edge.evaluate.labels import label_set
     from pulse_edge.model.checkpoint import load_model, read_card, resolve_model
 
     folder = resolve_model(path)
-    card = read_card(folder)
+    labels, scoring = label_set(read_card(folder))
     model = load_model(folder, "float32")
     from pulse_edge.model.reference import TorchBackend
 
-    return Session(
-        TorchBackend(model),
-        Tokenizer.from_folder(folder),
-        card["labels"] or {name: {"phrase": phrase} for name, phrase in SUPERCLASS_PHRASES.items()},
-        card["scoring"] or {"question": CLOSED_QUESTIONS[0], "positive": "Yes", "negative": "No"},
-    )
+    return Session(TorchBackend(model), Tokenizer.from_folder(folder), labels, scoring)

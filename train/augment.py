@@ -61,10 +61,8 @@ def draw_style(rng: random.Random, duration_s: float) -> PaperStyle:
 
 
 def _header(rng: random.Random) -> tuple[str, ...]:
-    return (
-        f"ID: {rng.randint(10**5, 10**8)}   Sex: {rng.choice('MF')}",
-        f"{rng.randint(1, 28):02d}.{rng.randint(1, 12):02d}.{rng.randint(1990, 2026)} {rng.randint(0, 23):02d}:00",
-    )
+    day = f"{rng.randint(1, 28):02d}.{rng.randint(1, 12):02d}.{rng.randint(1990, 2026)}"
+    return f"ID: {rng.randint(10**5, 10**8)}   Sex: {rng.choice('MF')}", f"{day} {rng.randint(0, 23):02d}:00"
 
 
 def vary_picture(image: NDArray[np.uint8], rng: random.Random) -> NDArray[np.uint8]:
@@ -87,5 +85,6 @@ def vary_picture(image: NDArray[np.uint8], rng: random.Random) -> NDArray[np.uin
     if rng.random() < 0.4:
         grain = np.empty((height, width), np.float32)
         cv2.setRNGSeed(rng.getrandbits(31))
-        out += cv2.randn(grain, 0.0, rng.uniform(1, 6))[..., None]
+        cv2.randn(grain, np.zeros(1), np.full(1, rng.uniform(1, 6)))
+        out += grain[..., None]
     return np.clip(out, 0, 255, out=out).astype(np.uint8)

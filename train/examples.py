@@ -100,7 +100,8 @@ class BeatBasis:
 
     def project(self, beats: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return float32 [leads, k] for beats float32 [leads, 39]; NaN stays NaN."""
-        return (beats - self.mean) @ self.components.T
+        projected: NDArray[np.float32] = (beats - self.mean) @ self.components.T
+        return projected
 
 
 def fit_beat_basis(examples: list[Example], k: int = 12) -> BeatBasis:

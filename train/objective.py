@@ -33,7 +33,9 @@ class TrainingObjective(nn.Module):
         answers: token ids of "Yes" and "No".
     """
 
-    def __init__(self, model: PulseForConditionalGeneration, beat_components: int, answers: list[int]) -> None:
+    def __init__(
+        self, model: PulseForConditionalGeneration, beat_components: int, answers: list[int]
+    ) -> None:
         super().__init__()
         self.model, self.answers = model, answers
         model.model.vision_tower.to(memory_format=torch.channels_last)  # twice as fast on a CPU
@@ -67,7 +69,9 @@ class TrainingObjective(nn.Module):
         """
         if self.stage == "see":
             tokens = self.look(tiles)
-            measured, diagnosed = self.readout.loss(tokens, batch["beats"], batch["rhythm"], batch["diagnoses"])
+            measured, diagnosed = self.readout.loss(
+                tokens, batch["beats"], batch["rhythm"], batch["diagnoses"]
+            )
             self._note(measure=measured, diagnose=diagnosed)
             return {"loss": MEASURE_WEIGHT * measured + diagnosed}
         with torch.no_grad():
@@ -117,9 +121,7 @@ class TrainingObjective(nn.Module):
         for name, value in losses.items():
             self._tally.setdefault(name, []).append(float(value.detach()))
 
-    def _answer_loss(
-        self, hidden: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor
-    ) -> torch.Tensor:
+    def _answer_loss(self, hidden: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         asked = labels[:, 1:] != IGNORE_ID
         logits = self.model.lm_head(hidden[:, :-1][asked]).float()
         loss = nn.functional.cross_entropy(logits, labels[:, 1:][asked], reduction="none")

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import track
 
 from pulse_edge.ecg.instruct import CLOSED_QUESTIONS, SUPERCLASS_PHRASES
 from pulse_edge.ecg.split import Split
@@ -83,7 +82,7 @@ def card(recipe: Recipe, learn: list[Example], metrics: list[dict[str, Any]]) ->
             "set": "PTB-XL 1.0.3 (Wagner et al., Scientific Data 2020), resampled to 200 Hz",
             "records": len(learn),
             "patients": len({e.patient for e in learn}),
-            "split": "pulse_edge.ecg.split: SHA-256 of the patient identifier; 75 % train, 7 % validation, 18 % test",
+            "split": "by patient, pulse_edge.ecg.split: 75 % train, 7 % validation, 18 % test",
         },
         "metrics": metrics,
         "labels": {name: {"phrase": phrase} for name, phrase in SUPERCLASS_PHRASES.items()},

@@ -48,12 +48,16 @@ class Readout(nn.Module):
         read = queries + self.attend(queries, tokens, tokens, need_weights=False)[0]
         mixed = self.mix(read)
         # Waveforms are read before the mixing too: what one lead shows needs no other lead.
-        return self.beats(read[:, :-2] + mixed[:, :-2]), self.rhythm(mixed[:, -2]), self.diagnoses(mixed[:, -1])
+        return (
+            self.beats(read[:, :-2] + mixed[:, :-2]),
+            self.rhythm(mixed[:, -2]),
+            self.diagnoses(mixed[:, -1]),
+        )
 
     def loss(
         self, tokens: torch.Tensor, beats: torch.Tensor, rhythm: torch.Tensor, diagnoses: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the measurement loss (Huber) and the diagnosis loss (cross-entropy); NaN targets are skipped."""
+        """Return the measurement loss (Huber) and the diagnosis loss (cross-entropy); NaN is skipped."""
         seen_beats, seen_rhythm, logits = self(tokens)
         measured = _huber(seen_beats, beats) + 0.5 * _huber(seen_rhythm, rhythm)
         known = torch.isfinite(diagnoses)

@@ -74,7 +74,8 @@ def _corpus(rng: random.Random) -> Iterator[str]:
     yield from [f"{SYSTEM} {ROLES[0]}:"] * 200
     phrases = [*SUPERCLASS_PHRASES.values(), *RHYTHMS.values(), *FINDINGS.values()]
     for phrase in phrases * 20:
-        yield f"\n{rng.choice(CLOSED_QUESTIONS).format(phrase=phrase)} {ROLES[1]}: {rng.choice(('Yes', 'No'))}"
+        question, answer = rng.choice(CLOSED_QUESTIONS).format(phrase=phrase), rng.choice(("Yes", "No"))
+        yield f"\n{question} {ROLES[1]}: {answer}"
     for question in [*RATE_QUESTIONS, REPORT_QUESTION] * 100:
         yield f"\n{question} {ROLES[1]}: The heart rate is {rng.randint(30, 200)} bpm."
     for lead in LEADS * 20:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -153,7 +153,9 @@ class _Keeper(TrainerCallback):
         if state.global_step % self.settings.evaluate_every and state.global_step != state.max_steps:
             return
         row = {"stage": self.objective.stage, "step": state.global_step}
-        row |= validate(self.average.module, self.pages) | self.objective.mean_losses()
+        row |= (
+            validate(cast(TrainingObjective, self.average.module), self.pages) | self.objective.mean_losses()
+        )
         if not self.history or row["macro"] >= max(past["macro"] for past in self.history):
             torch.save(self.average.module.state_dict(), self.folder / "best.pt")
         self.history.append(row)
@@ -196,7 +198,7 @@ def validate(objective: TrainingObjective, pages: DefaultPages) -> dict[str, flo
     """
     objective.eval()
     scores, truth = [], []
-    for batch in DataLoader(pages, batch_size=16, collate_fn=collate):  # type: ignore[arg-type]
+    for batch in DataLoader(pages, batch_size=16, collate_fn=collate):
         with torch.autocast("cpu", torch.bfloat16):
             tokens = objective.look(batch["tiles"])
             if objective.stage == "see":
@@ -207,7 +209,5 @@ def validate(objective: TrainingObjective, pages: DefaultPages) -> dict[str, flo
         scores.append(score[:, : len(SUPERCLASS_PHRASES)].float().numpy())
         truth.append(batch["diagnoses"][:, : len(SUPERCLASS_PHRASES)].numpy())
     score, true = np.concatenate(scores), np.concatenate(truth)
-    each = {
-        name: float(roc_auc_score(true[:, k], score[:, k])) for k, name in enumerate(SUPERCLASS_PHRASES)
-    }
+    each = {name: float(roc_auc_score(true[:, k], score[:, k])) for k, name in enumerate(SUPERCLASS_PHRASES)}
     return {"macro": float(np.mean(list(each.values()))), **each}

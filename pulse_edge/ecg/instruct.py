@@ -105,7 +105,7 @@ FINDINGS: Final = {
     "PRC(S)": "premature beats",
 }
 # Findings with enough examples in PTB-XL to be asked about; absent codes can be denied.
-ASKED: Final = (
+ASKED: Final[tuple[str, ...]] = (
     "AFIB", "SARRH", "STACH", "SBRAD", "PVC", "PAC", "PACE", "IMI", "ASMI", "LVH", "LAFB", "IRBBB",
     "CRBBB", "CLBBB", "IVCD", "1AVB", "ABQRS", "QWAVE", "ISC_", "NDT", "STD_", "LAO/LAE", "INVT",
 )  # fmt: skip
@@ -159,7 +159,8 @@ def finding_turns(facts: Facts, rng: random.Random, count: int = 3) -> list[Turn
     picked = rng.sample(present, min(len(present), (count + 1) // 2))
     picked += rng.sample(absent, count - len(picked))
     return [
-        _closed("finding", rng.choice(CLOSED_QUESTIONS), _phrase(code), code in facts.codes) for code in picked
+        _closed("finding", rng.choice(CLOSED_QUESTIONS), _phrase(code), code in facts.codes)
+        for code in picked
     ]
 
 

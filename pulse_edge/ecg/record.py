@@ -92,7 +92,7 @@ def read_record(path: str | PathLike[str]) -> Record:
             f"The record {base} lasts {len(raw.p_signal) / raw.fs:.2f} s; at least {MIN_SECONDS:g} s are needed."
         )
     problems: list[str] = []
-    found = _leads(raw, problems, base)
+    found = _leads(raw, raw.p_signal, problems, base)
     signal = _complete(found, base)
     _inspect(signal, problems)
     comments = tuple(str(line) for line in raw.comments or ())
@@ -111,10 +111,10 @@ class _Raw:
 
 
 def _read(base: Path) -> _Raw:
-    import wfdb
-
     try:
         with _quiet():
+            import wfdb  # warns of its own use of pandas
+
             raw: _Raw = wfdb.rdrecord(str(base), physical=True)
     except FileNotFoundError as error:
         raise RecordError(
@@ -136,8 +136,9 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _leads(raw: _Raw, problems: list[str], base: Path) -> dict[str, NDArray[np.float64]]:
-    assert raw.p_signal is not None
+def _leads(
+    raw: _Raw, signals: NDArray[np.float64], problems: list[str], base: Path
+) -> dict[str, NDArray[np.float64]]:
     found: dict[str, NDArray[np.float64]] = {}
     for k, name in enumerate(raw.sig_name or []):
         lead = lead_name(str(name))
@@ -152,7 +153,7 @@ def _leads(raw: _Raw, problems: list[str], base: Path) -> dict[str, NDArray[np.f
             raise RecordError(
                 f"Lead {lead} of {base} is in {raw.units[k]!r}, which is no voltage. Use mV, uV or V in the header."
             )
-        found[lead] = raw.p_signal[:, k] * _MV_PER[unit]
+        found[lead] = signals[:, k] * _MV_PER[unit]
     return found
 
 

@@ -126,7 +126,7 @@ class PulseConvVisionModel(PreTrainedModel):
         for stage in self.stages:
             x = stage(x)
         tile = torch.arange(len(x), device=x.device) % MAX_TILES
-        tokens = x.flatten(2).transpose(1, 2) + self.position[tile]
+        tokens = x.flatten(2).transpose(1, 2) + self.position.index_select(0, tile)
         return BaseModelOutput(last_hidden_state=tokens, hidden_states=(tokens,))
 
 

@@ -70,7 +70,18 @@ def fresh(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) ->
     _run(sys.executable, "-m", "venv", "--without-pip", home, cwd=home)
     programs = home / ("Scripts" if os.name == "nt" else "bin")
     python = programs / "python"
-    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--quiet"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "--no-deps",
+        "--no-index",
+        "--quiet",
+        "--no-compile",
+    ]
     _run(*pip, built[1], cwd=home)
     site = Path(
         _run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=home).strip()

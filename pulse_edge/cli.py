@@ -1,0 +1,252 @@
+"""The command line: wiring of typer to `commands.py`, printing, and errors as one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pulse_edge.errors import PulseEdgeError, UnknownNameError
+
+app = typer.Typer(
+    name="pulse-edge",
+    help="PULSE on edge devices: train, export and run models that read pictures of ECGs. "
+    "Research use; not a medical device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from pulse_edge import __version__
+
+        typer.echo(f"pulse-edge {__version__}")
+        raise typer.Exit
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@app.command()
+def export(
+    target: Annotated[str, typer.Option(help="jetson or onnx.")] = "jetson",
+    model: Annotated[str, typer.Option(help="Checkpoint folder or shipped name.")] = "pulse-nano",
+    device: Annotated[str | None, typer.Option(help="Device profile, e.g. orin-nano-8gb.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, fp16, int8 or int4.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the bundle.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Export a model to a bundle that a device runs, and measure its parity."""
+    from pulse_edge import commands
+
+    with _steps(not as_json) as report:
+        result = commands.export(target, model, device, precision, output, force, report)
+    if as_json:
+        return _print_json(result)
+    parity = result["parity"]
+    typer.echo(f"bundle       {result['bundle']}  ({result['bytes'] / 1e6:.1f} MB)")
+    typer.echo(f"parity       {parity['precision']} against PyTorch on {parity['pages']} real ECGs")
+    typer.echo(f"  logits     {parity['logits_max_abs']:.2g} (prompt), {parity['decode_logits_max_abs']:.2g} (decoding)")
+    typer.echo(f"  tokens     {parity['greedy_agreement']:.1%} the same")
+    typer.echo(
+        f"  labels     {parity['probability_max_abs']:.2g} in probability, "
+        f"{parity['label_flips']} of {parity['labels']} flipped"
+    )
+    typer.echo(f'next         pulse-edge run {result["bundle"]} --image PAGE.png')
+
+
+@app.command()
+def run(
+    bundle: Annotated[str, typer.Argument(help="Bundle, checkpoint folder or shipped name.")],
+    image: Annotated[Path | None, typer.Option(help="Picture of an ECG page.")] = None,
+    record: Annotated[Path | None, typer.Option(help="WFDB record, rendered as a page.")] = None,
+    ask: Annotated[str | None, typer.Option(help="A question; by default a report.")] = None,
+    labels: Annotated[bool, typer.Option("--labels", help="Score the label set.")] = False,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Bound of the answer.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Ask a model about one ECG."""
+    from pulse_edge import commands
+
+    def show(piece: str) -> None:
+        typer.echo(piece, nl=False)
+
+    result = commands.run(
+        bundle, image, record, ask, labels, max_new_tokens, (lambda piece: None) if as_json else show
+    )
+    if as_json:
+        return _print_json(result)
+    if result["text"]:
+        typer.echo()
+    for name, probability in result["labels"].items():
+        typer.echo(f"{name:6s} {probability:6.1%}")
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Checkpoint, bundle or shipped name.")],
+    records: Annotated[Path, typer.Option(help="labels.csv of the records.")],
+    split: Annotated[str | None, typer.Option(help="Only patients of train, validation or test.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many records.")] = None,
+    layout: Annotated[str, typer.Option(help="Layout of the rendered pages.")] = "3x4+1",
+    as_json: Json = False,
+) -> None:
+    """Score a model's labels on real records."""
+    from pulse_edge import commands
+
+    with _bar("evaluating") as tick:
+        result = commands.evaluate(model, records, split, limit, layout, tick)
+    if as_json:
+        return _print_json(result)
+    low, high = result["auroc_interval"] or (float("nan"), float("nan"))
+    typer.echo(f"{result['n']} records of {result['patients']} patients; skipped: {result['skipped'] or 'none'}")
+    typer.echo(f"{'':8s}{'AUROC':>8s}{'F1':>8s}{'blank':>8s}{'shuffled':>10s}")
+    for name, value in result["auroc"].items():
+        others = (result["f1"][name], result["blank_image"]["auroc"][name], result["shuffled"]["auroc"][name])
+        cells = [f"{'-' if v is None else format(v, '.3f'):>8s}" for v in (value, *others)]
+        typer.echo(f"{name:8s}{''.join(cells)}")
+    typer.echo(f"macro AUROC, 95 % interval over patients: {low:.3f} to {high:.3f}")
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")], as_json: Json = False
+) -> None:
+    """Check every file of a bundle against its manifest."""
+    from pulse_edge import commands
+
+    result = commands.verify(bundle)
+    if as_json:
+        _print_json(result)
+    else:
+        typer.echo("The bundle is sound." if result["ok"] else "\n".join(result["problems"]))
+    if not result["ok"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what is installed, what is missing, and the command that brings it."""
+    from pulse_edge import commands
+
+    result = commands.doctor()
+    if as_json:
+        return _print_json(result)
+    typer.echo(f"pulse-edge {result['pulse_edge']}, Python {result['python']}, {result['platform']}")
+    typer.echo(f"{result['cores']} cores, {result['memory_gb']} GB; Jetson: {result['jetson'] or 'no'}")
+    typer.echo(f"TensorRT: {result['tensorrt'] or 'not installed'}; models: {', '.join(result['models']) or 'none'}")
+    for package in result["packages"]:
+        state = package["version"] or f"missing: {package['install']}"
+        typer.echo(f"  {package['name']:24s}{package['extra'] or 'base':8s}{state}")
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Option(help="labels.csv of the training records.")],
+    recipe: Annotated[str, typer.Option(help="Shipped recipe, or a YAML file.")] = "pulse-nano",
+    output: Annotated[Path | None, typer.Option(help="Folder of the checkpoint.")] = None,
+    pages: Annotated[int | None, typer.Option(help="Pages per stage, for a short trial.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that render pages.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Train a model from a recipe; an interrupted training is resumed."""
+    from pulse_edge import commands
+
+    result = commands.train(recipe, data, output, pages, workers)
+    if as_json:
+        return _print_json(result)
+    typer.echo(f"checkpoint   {result['checkpoint']}  ({result['parameters'] / 1e6:.2f} M parameters)")
+    for row in result["metrics"]:
+        typer.echo(f"{row['set']}: macro AUROC {row['auroc']['macro']:.3f} on {row['n']} records")
+
+
+def main() -> None:
+    """Entry point of the console script: run, and turn every error into one sentence and a code.
+
+    Exit codes: 0 done, 1 failed, 2 the command line or an input is at fault, 130 interrupted.
+    """
+    sys.exit(_guard(lambda: app(standalone_mode=False)))
+
+
+def _guard(call: Callable[[], Any]) -> int:
+    try:
+        result = call()
+    except PulseEdgeError as error:
+        return _complain(str(error), error.exit_code)
+    except typer.Exit as error:
+        return error.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        return _complain("Interrupted; nothing half-written was left. Run the same command again.", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        # typer brings its own copy of click, or uses the one beside it: usage errors are known by form.
+        if hasattr(error, "format_message"):
+            return _complain(_usage(error.format_message()), 2)
+        if os.environ.get("PULSE_EDGE_DEBUG"):
+            raise
+        return _complain(
+            f"Unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]} "
+            "Set PULSE_EDGE_DEBUG=1 for the traceback and report it.",
+            1,
+        )
+    return result if isinstance(result, int) else 0
+
+
+def _usage(message: str) -> str:
+    if message.startswith("No such command"):
+        names = [c.name or getattr(c.callback, "__name__", "") for c in app.registered_commands]
+        return str(UnknownNameError("command", message.split("'")[1], names))
+    return f"{message.rstrip('.')}. See: pulse-edge --help"
+
+
+def _complain(message: str, code: int) -> int:
+    if "--json" in sys.argv:
+        _print_json({"error": message})
+    print(f"pulse-edge: {message}", file=sys.stderr)
+    return code
+
+
+def _print_json(result: dict[str, Any]) -> None:
+    typer.echo(json.dumps(result, ensure_ascii=False))
+
+
+@contextmanager
+def _steps(shown: bool) -> Iterator[Callable[[str], None]]:
+    """Show the present step of a long job on a terminal."""
+    if not shown or not sys.stderr.isatty():
+        yield lambda step: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("starting") as status:
+        yield lambda step: status.update(step)
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar with the time left, on a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""What this machine has for pulse-edge, what is missing, and the command that brings it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from pathlib import Path
+from typing import Any, Final
+
+# What each extra adds, by distribution name; "" is the base installation.
+NEEDED: Final = {
+    "": ("numpy", "pillow", "opencv-python-headless", "onnxruntime", "sentencepiece", "wfdb", "scikit-learn"),
+    "export": ("torch", "transformers", "safetensors", "onnx", "onnxscript"),
+    "train": ("torch", "transformers", "safetensors", "accelerate"),
+}
+_JETSON_MODEL: Final = Path("/proc/device-tree/model")
+_L4T: Final = Path("/etc/nv_tegra_release")
+
+
+def examine() -> dict[str, Any]:
+    """Look at the machine.
+
+    Returns:
+        ``python``, ``platform``, ``cores``, ``memory_gb``, ``packages`` (name, version or None, extra,
+        install: the command or None), ``onnxruntime_providers``, ``jetson`` (model and L4T, or None),
+        ``tensorrt`` (version or None), ``models`` (shipped), ``ok`` (the base is complete).
+    """
+    packages = [_package(name, extra) for extra, names in NEEDED.items() for name in names]
+    return {
+        "ok": all(p["version"] for p in packages if not p["extra"]),
+        "pulse_edge": _version("pulse-edge"),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "memory_gb": _memory_gb(),
+        "packages": packages,
+        "onnxruntime_providers": _providers(),
+        "jetson": _jetson(),
+        "tensorrt": _version("tensorrt"),
+        "models": sorted(p.parent.name for p in (Path(__file__).parent / "assets").glob("*/pulse.json")),
+    }
+
+
+def _package(name: str, extra: str) -> dict[str, Any]:
+    version = _version(name)
+    if version is None and name == "opencv-python-headless":
+        version = _version("opencv-python")  # serves as well
+    what = f"pulse-edge[{extra}]" if extra else "pulse-edge"
+    return {
+        "name": name,
+        "version": version,
+        "extra": extra,
+        "install": None if version else f'pip install "{what}"',
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _memory_gb() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _providers() -> list[str]:
+    if importlib.util.find_spec("onnxruntime") is None:
+        return []
+    import onnxruntime
+
+    return list(onnxruntime.get_available_providers())
+
+
+def _jetson() -> dict[str, str | None] | None:
+    if not _JETSON_MODEL.is_file():
+        return None
+    model = _JETSON_MODEL.read_bytes().decode("utf-8", "replace").strip("\0\n")
+    if "jetson" not in model.lower() and "orin" not in model.lower() and "thor" not in model.lower():
+        return None
+    l4t = _L4T.read_text(encoding="utf-8", errors="replace").splitlines()[0] if _L4T.is_file() else None
+    return {"model": model, "l4t": l4t}

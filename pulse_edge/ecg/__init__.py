@@ -1,0 +1,1 @@
+"""The ECG domain: records, paper, measurements, questions and the split of patients."""

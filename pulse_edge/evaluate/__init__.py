@@ -1,0 +1,1 @@
+"""Evaluation: label scores on real records, and parity of a bundle with its reference."""

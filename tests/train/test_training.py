@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pulse_edge.errors import UserError
+from pulse_edge.model.checkpoint import load_model, read_card
+from pulse_edge.runtimes.load import load
+from pulse_edge.train import run, trainer
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_model(folder).state_dict()
+
+
+@pytest.fixture(scope="module")
+def trained(labels_csv: Path, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "tiny"
+    run(tiny_recipe, labels_csv, folder, workers=0)
+    return folder
+
+
+def test_training_writes_a_model_that_answers(trained: Path) -> None:
+    card = read_card(trained)
+    assert [row["set"].split()[0] for row in card["metrics"]] == ["validation", "test"]
+    assert card["data"]["records"] == 6
+    session = load(trained)
+    from pulse_edge.commands import SAMPLES
+
+    scores = session.label(SAMPLES / "normal.png")
+    assert list(scores) == ["NORM", "MI", "STTC", "CD", "HYP"]
+    assert all(0 < value < 1 for value in scores.values())
+
+
+def test_both_stages_change_what_they_should(trained: Path) -> None:
+    history = json.loads((trained.with_name("tiny.training") / "see" / "history.json").read_text())
+    assert [row["step"] for row in history] == [2, 4]
+    assert all(row["stage"] == "see" and row["measure_loss"] > 0 for row in history)
+    see = torch.load(trained.with_name("tiny.training") / "see" / "best.pt", weights_only=True)
+    speak = torch.load(trained.with_name("tiny.training") / "speak" / "best.pt", weights_only=True)
+    assert all(torch.equal(see[name], speak[name]) for name in see if "vision_tower" in name)
+    assert not torch.equal(see["model.lm_head.weight"], speak["model.lm_head.weight"])
+
+
+@pytest.mark.parametrize("stage", ["see", "speak"])
+def test_an_interrupted_training_resumes_to_the_same_weights(
+    trained: Path,
+    stage: str,
+    labels_csv: Path,
+    tiny_recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = trainer._Keeper.on_save
+
+    def interrupted(self: trainer._Keeper, args: object, state: object, control: object, **more: object) -> None:
+        whole(self, args, state, control, **more)
+        if self.objective.stage == stage:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer._Keeper, "on_save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_recipe, labels_csv, tmp_path / "tiny", workers=0)
+    assert not (tmp_path / "tiny").exists()
+    monkeypatch.setattr(trainer._Keeper, "on_save", whole)
+    run(tiny_recipe, labels_csv, tmp_path / "tiny", workers=0)
+    one, two = weights(trained), weights(tmp_path / "tiny")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_bad_input_is_refused_before_anything_is_written(
+    labels_csv: Path, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(UserError, match="exists already"):
+        run(tiny_recipe, labels_csv, tmp_path / "there")
+    with pytest.raises(UserError, match=r"There is no .*absent\.csv"):
+        run(tiny_recipe, tmp_path / "absent.csv", tmp_path / "new")
+    assert not list(tmp_path.glob("new*"))
