@@ -57,7 +57,8 @@ def decoder_shape(config: Any) -> DecoderShape:
     if config.model_type != "llama" or kind != "default" or config.hidden_act != "silu":
         raise CheckpointError(
             f"The exporter covers Llama decoders with plain rotary embeddings; this one is "
-            f"{config.model_type!r} with rope {kind!r} and {config.hidden_act!r}. Export it with a later pulse-edge."
+            f"{config.model_type!r} with rope {kind!r} and {config.hidden_act!r}. "
+            "Export it with a later pulse-edge."
         )
     if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
         raise CheckpointError("The exporter does not cover decoders with biases. Use a checkpoint without.")
@@ -66,10 +67,11 @@ def decoder_shape(config: Any) -> DecoderShape:
         hidden=config.hidden_size,
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
-        head_dim=getattr(config, "head_dim", None) or exact_div(config.hidden_size, config.num_attention_heads),
+        head_dim=getattr(config, "head_dim", None)
+        or exact_div(config.hidden_size, config.num_attention_heads),
         vocab=config.vocab_size,
         context=config.max_position_embeddings,
-        theta=float(rope.get("rope_theta") or getattr(config, "rope_theta", 10000.0)),
+        theta=float(rope.get("rope_theta") or getattr(config, "rope_theta", None) or 10000.0),
         epsilon=config.rms_norm_eps,
     )
 
@@ -135,14 +137,22 @@ class _Decoder:
         rows = w.op("Range", offset, total, one, name="rows")
         columns = w.op("Range", zero, total, one, name="columns")
         seen = w.op(
-            "LessOrEqual", columns, w.op("Unsqueeze", rows, w.constant([1], np.int64), name="rows/column"), name="seen"
+            "LessOrEqual",
+            columns,
+            w.op("Unsqueeze", rows, w.constant([1], np.int64), name="rows/column"),
+            name="seen",
         )
         self.mask = w.op(
             "Where", seen, w.constant(0.0, np.float32), w.constant(MASKED, np.float32), name="mask"
         )
         cos, sin = rotary_tables(s)
         self.cos, self.sin = (
-            w.op("Cast", w.op("Gather", w.weight(f"rotary.{n}", t), rows, name=f"{n}/f32"), name=n, to=self.kind)
+            w.op(
+                "Cast",
+                w.op("Gather", w.weight(f"rotary.{n}", t), rows, name=f"{n}/f32"),
+                name=n,
+                to=self.kind,
+            )
             for n, t in (("cos", cos), ("sin", sin))
         )
 
@@ -219,7 +229,7 @@ class _Decoder:
 
 
 def rotary_tables(shape: DecoderShape) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return cosine and sine, float32 [context, head_dim], computed in float64 (Su et al., RoFormer, 2021)."""
+    """Return cosine and sine, float32 [context, head_dim], computed in float64 (RoFormer, 2021)."""
     frequency = shape.theta ** (-np.arange(0, shape.head_dim, 2) / shape.head_dim)
     angle = np.arange(shape.context)[:, None] * frequency
     angle = np.concatenate([angle, angle], axis=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import platform
 import shutil
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from pulse_edge import contract
 from pulse_edge.bundle import atomic_folder, sha256_file, write_atomic, write_manifest
 from pulse_edge.device import Device
+from pulse_edge.doctor import installed_version
 from pulse_edge.evaluate.labels import label_set
 from pulse_edge.export.decoder import DecoderShape, decoder_shape, write_decoder, write_embedding
 from pulse_edge.export.graphs import write_vision
@@ -48,7 +48,7 @@ def export_to_folder(
     shape = decoder_shape(model.config.text_config)
     with atomic_folder(output) as folder:
         report("vision graph")
-        tokens, width = write_vision(folder / "vision.onnx", model, half=how.compute is np.float16)
+        tokens = write_vision(folder / "vision.onnx", model, half=how.compute is np.float16)
         report("decoder graph")
         weights = _weights(model)
         write_embedding(folder / "embed.onnx", weights("embed_tokens.weight"), how)
@@ -161,13 +161,8 @@ def _graph(path: Path) -> dict[str, Any]:
 
 def _toolchain() -> dict[str, str]:
     names = ("pulse-edge", "torch", "transformers", "onnx", "onnxscript", "numpy")
-    versions = {"python": platform.python_version()}
-    for name in names:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed as a distribution"
-    return versions
+    versions = {name: installed_version(name) or "not installed as a distribution" for name in names}
+    return {"python": platform.python_version(), **versions}
 
 
 def _licences(card: dict[str, Any]) -> str:

@@ -72,17 +72,17 @@ def fold_norms(tower: nn.Module) -> nn.Module:
     return tower
 
 
-def write_vision(path: Path, model: PulseForConditionalGeneration, half: bool) -> tuple[int, int]:
+def write_vision(path: Path, model: PulseForConditionalGeneration, half: bool) -> int:
     """Write ``vision.onnx`` with its weights beside it.
 
     Returns:
-        T and H of the output [5, T, H].
+        T of the output [5, T, H].
     """
     module = VisionGraph(model, half).eval()
     example = torch.zeros(MAX_TILES, 3, TILE_SIZE, TILE_SIZE)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
-        _, tokens, width = module(example).shape
+        tokens = int(module(example).shape[1])
         program = torch.onnx.export(
             module,
             (example,),
@@ -96,7 +96,7 @@ def write_vision(path: Path, model: PulseForConditionalGeneration, half: bool) -
             raise PulseEdgeError("torch.onnx returned no graph. Install torch >=2.9,<2.14.")
         _strip(program.model)
         program.save(str(path), external_data=True)
-    return tokens, width
+    return tokens
 
 
 def _strip(model: object) -> None:

@@ -50,7 +50,9 @@ def _decoder_profile(
     return profile
 
 
-def write_build_files(folder: Path, shape: DecoderShape, tokens_per_tile: int, device: dict[str, Any]) -> None:
+def write_build_files(
+    folder: Path, shape: DecoderShape, tokens_per_tile: int, device: dict[str, Any]
+) -> None:
     """Write ``build/profiles.json``, ``build/build.sh`` and ``build/README.md`` into a bundle."""
     build = folder / "build"
     build.mkdir()

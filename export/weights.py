@@ -100,10 +100,8 @@ def quantize_int8(matrix: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArra
     return np.clip(np.rint(matrix / scale), -127, 127).astype(np.int8), scale
 
 
-def quantize_int4(
-    matrix: NDArray[np.float32], block: int
-) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Round a matrix [K, N] to -7..7 with one scale per block and column: int8 [K, N], float32 [K/block, N]."""
+def quantize_int4(matrix: NDArray[np.float32], block: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Round a matrix [K, N] to -7..7 with a scale per block and column: int8 [K, N], float32 [K/block, N]."""
     blocks = matrix.reshape(-1, block, matrix.shape[1])
     scale = _scale(np.abs(blocks).max(axis=1), 7)
     integers = np.clip(np.rint(blocks / scale[:, None]), -7, 7).astype(np.int8)

@@ -117,8 +117,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise BundleError(f"{path} is not a manifest of pulse-edge. Copy the bundle again.")
     if manifest["schema"] > BUNDLE_SCHEMA:
         raise BundleError(
-            f"The bundle {folder} has schema {manifest['schema']}; this pulse-edge reads up to {BUNDLE_SCHEMA}. "
-            "Update it with: pip install --upgrade pulse-edge"
+            f"The bundle {folder} has schema {manifest['schema']}; this pulse-edge reads up to "
+            f"{BUNDLE_SCHEMA}. Update it with: pip install --upgrade pulse-edge"
         )
     missing = [key for key in REQUIRED if key not in manifest]
     if missing or not isinstance(manifest["files"], dict):
@@ -148,7 +148,9 @@ def verify_bundle(folder: Path) -> list[str]:
         extra = [name for name, _ in _files(folder) if name not in listed]
     except BundleError as error:
         return [*problems, str(error)]
-    return problems + [f"{name} is not part of the bundle; delete it or copy the bundle again." for name in extra]
+    return problems + [
+        f"{name} is not part of the bundle; delete it or copy the bundle again." for name in extra
+    ]
 
 
 def _files(folder: Path) -> list[tuple[str, Path]]:
@@ -183,8 +185,11 @@ def _disk(place: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise PulseEdgeError(
-                f"The disk of {place} is full; nothing was left there. Free some space or choose another --output."
+                f"The disk of {place} is full; nothing was left there. "
+                "Free some space or choose another --output."
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise UserError(f"{place} cannot be written ({error.strerror}). Choose another --output.") from error
+            raise UserError(
+                f"{place} cannot be written ({error.strerror}). Choose another --output."
+            ) from error
         raise

@@ -55,17 +55,21 @@ def export(
     with _steps(not as_json) as report:
         result = commands.export(target, model, device, precision, output, force, report)
     if as_json:
-        return _print_json(result)
+        _print_json(result)
+        return
     parity = result["parity"]
     typer.echo(f"bundle       {result['bundle']}  ({result['bytes'] / 1e6:.1f} MB)")
     typer.echo(f"parity       {parity['precision']} against PyTorch on {parity['pages']} real ECGs")
-    typer.echo(f"  logits     {parity['logits_max_abs']:.2g} (prompt), {parity['decode_logits_max_abs']:.2g} (decoding)")
+    typer.echo(
+        f"  logits     {parity['logits_max_abs']:.2g} (prompt), "
+        f"{parity['decode_logits_max_abs']:.2g} (decoding)"
+    )
     typer.echo(f"  tokens     {parity['greedy_agreement']:.1%} the same")
     typer.echo(
         f"  labels     {parity['probability_max_abs']:.2g} in probability, "
         f"{parity['label_flips']} of {parity['labels']} flipped"
     )
-    typer.echo(f'next         pulse-edge run {result["bundle"]} --image PAGE.png')
+    typer.echo(f"next         pulse-edge run {result['bundle']} --image PAGE.png")
 
 
 @app.command()
@@ -88,7 +92,8 @@ def run(
         bundle, image, record, ask, labels, max_new_tokens, (lambda piece: None) if as_json else show
     )
     if as_json:
-        return _print_json(result)
+        _print_json(result)
+        return
     if result["text"]:
         typer.echo()
     for name, probability in result["labels"].items():
@@ -110,9 +115,12 @@ def evaluate(
     with _bar("evaluating") as tick:
         result = commands.evaluate(model, records, split, limit, layout, tick)
     if as_json:
-        return _print_json(result)
+        _print_json(result)
+        return
     low, high = result["auroc_interval"] or (float("nan"), float("nan"))
-    typer.echo(f"{result['n']} records of {result['patients']} patients; skipped: {result['skipped'] or 'none'}")
+    typer.echo(
+        f"{result['n']} records of {result['patients']} patients; skipped: {result['skipped'] or 'none'}"
+    )
     typer.echo(f"{'':8s}{'AUROC':>8s}{'F1':>8s}{'blank':>8s}{'shuffled':>10s}")
     for name, value in result["auroc"].items():
         others = (result["f1"][name], result["blank_image"]["auroc"][name], result["shuffled"]["auroc"][name])
@@ -144,10 +152,13 @@ def doctor(as_json: Json = False) -> None:
 
     result = commands.doctor()
     if as_json:
-        return _print_json(result)
+        _print_json(result)
+        return
     typer.echo(f"pulse-edge {result['pulse_edge']}, Python {result['python']}, {result['platform']}")
     typer.echo(f"{result['cores']} cores, {result['memory_gb']} GB; Jetson: {result['jetson'] or 'no'}")
-    typer.echo(f"TensorRT: {result['tensorrt'] or 'not installed'}; models: {', '.join(result['models']) or 'none'}")
+    typer.echo(
+        f"TensorRT: {result['tensorrt'] or 'not installed'}; models: {', '.join(result['models']) or 'none'}"
+    )
     for package in result["packages"]:
         state = package["version"] or f"missing: {package['install']}"
         typer.echo(f"  {package['name']:24s}{package['extra'] or 'base':8s}{state}")
@@ -167,7 +178,8 @@ def train(
 
     result = commands.train(recipe, data, output, pages, workers)
     if as_json:
-        return _print_json(result)
+        _print_json(result)
+        return
     typer.echo(f"checkpoint   {result['checkpoint']}  ({result['parameters'] / 1e6:.2f} M parameters)")
     for row in result["metrics"]:
         typer.echo(f"{row['set']}: macro AUROC {row['auroc']['macro']:.3f} on {row['n']} records")
@@ -217,7 +229,7 @@ def _usage(message: str) -> str:
 def _complain(message: str, code: int) -> int:
     if "--json" in sys.argv:
         _print_json({"error": message})
-    print(f"pulse-edge: {message}", file=sys.stderr)
+    typer.echo(f"pulse-edge: {message}", err=True)
     return code
 
 

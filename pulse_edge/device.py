@@ -77,7 +77,9 @@ def read_device(path: Path) -> Device:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise PulseEdgeError(f"The device profile {path} cannot be read: {error}. Reinstall pulse-edge.") from error
+        raise PulseEdgeError(
+            f"The device profile {path} cannot be read: {error}. Reinstall pulse-edge."
+        ) from error
     raw = _mapping(raw, _KEYS, path)
     if raw["name"] != path.stem or raw["kind"] not in KINDS:
         raise PulseEdgeError(f"{path} must have its file's name and a kind of {', '.join(KINDS)}.")

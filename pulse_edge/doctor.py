@@ -30,23 +30,31 @@ def examine() -> dict[str, Any]:
     packages = [_package(name, extra) for extra, names in NEEDED.items() for name in names]
     return {
         "ok": all(p["version"] for p in packages if not p["extra"]),
-        "pulse_edge": _version("pulse-edge"),
-        "python": platform.python_version(),
+        "pulse_edge": installed_version("pulse-edge"),
+        "python": platform.pythoninstalled_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
         "memory_gb": _memory_gb(),
         "packages": packages,
         "onnxruntime_providers": _providers(),
         "jetson": _jetson(),
-        "tensorrt": _version("tensorrt"),
+        "tensorrt": installed_version("tensorrt"),
         "models": sorted(p.parent.name for p in (Path(__file__).parent / "assets").glob("*/pulse.json")),
     }
 
 
+def installed_version(name: str) -> str | None:
+    """Return the version of an installed distribution, or None."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def _package(name: str, extra: str) -> dict[str, Any]:
-    version = _version(name)
+    version = installed_version(name)
     if version is None and name == "opencv-python-headless":
-        version = _version("opencv-python")  # serves as well
+        version = installed_version("opencv-python")  # serves as well
     what = f"pulse-edge[{extra}]" if extra else "pulse-edge"
     return {
         "name": name,
@@ -54,13 +62,6 @@ def _package(name: str, extra: str) -> dict[str, Any]:
         "extra": extra,
         "install": None if version else f'pip install "{what}"',
     }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _memory_gb() -> float | None:

@@ -42,8 +42,7 @@ def open_image(path: str | PathLike[str], upright: bool = False) -> Image.Image:
     image = _decode(path)
     if not upright:
         return image.convert("RGB") if image.mode == "CMYK" else image
-    turned = ImageOps.exif_transpose(image)
-    return _eight_bit(turned if turned is not None else image).convert("RGB")
+    return _eight_bit(ImageOps.exif_transpose(image)).convert("RGB")
 
 
 def _decode(path: Path) -> Image.Image:
@@ -53,7 +52,9 @@ def _decode(path: Path) -> Image.Image:
             image = Image.open(path)
         _check(path, image)
         if ImageFile.LOAD_TRUNCATED_IMAGES:
-            raise ImageError("Pillow is set to accept truncated pictures. Unset ImageFile.LOAD_TRUNCATED_IMAGES.")
+            raise ImageError(
+                "Pillow is set to accept truncated pictures. Unset ImageFile.LOAD_TRUNCATED_IMAGES."
+            )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image.load()
@@ -85,9 +86,10 @@ def _check(path: Path, image: Image.Image) -> None:
             f"The picture {path} is {width} x {height} pixels; an ECG page needs at least {MIN_SIDE} a side, "
             "and some 700 to be legible. Photograph it again."
         )
-    if getattr(image, "n_frames", 1) > 1:
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
         raise ImageError(
-            f"The picture {path} has {image.n_frames} frames or pages. Save the one with the ECG as its own file."
+            f"The picture {path} has {frames} frames or pages. Save the one with the ECG as its own file."
         )
 
 
@@ -99,7 +101,9 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     """Spread 16-bit and floating grey over 8 bits; Pillow's own conversion clips it to white."""
     if image.mode.startswith("I") or image.mode == "F":
         levels = np.asarray(image).astype(np.float64)
-        top = 65535.0 if image.mode.startswith("I") and levels.max() > 255 else max(255.0, float(levels.max()))
+        top = (
+            65535.0 if image.mode.startswith("I") and levels.max() > 255 else max(255.0, float(levels.max()))
+        )
         return Image.fromarray(np.clip(levels * 255.0 / top, 0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")  # on white, as it looks on screen; dropping alpha may turn paper black

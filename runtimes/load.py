@@ -28,7 +28,7 @@ def load(path: str | PathLike[str], verify: bool = True, threads: int | None = N
         MissingExtraError: a checkpoint is to be run without torch.
     """
     folder = Path(path)
-    if (folder / MANIFEST).is_file():
+    if (folder / MANIFEST).is_file() or any(folder.glob("*.onnx")):
         return _open_bundle(folder, verify, threads)
     return _open_checkpoint(path)
 
@@ -54,7 +54,7 @@ def _open_checkpoint(path: str | PathLike[str]) -> Session:
     from pulse_edge.evaluate.labels import label_set
     from pulse_edge.model.checkpoint import load_model, read_card, resolve_model
 
-    folder = resolve_model(path)
+    folder = resolve_model(str(path))
     labels, scoring = label_set(read_card(folder))
     model = load_model(folder, "float32")
     from pulse_edge.model.reference import TorchBackend

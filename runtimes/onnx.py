@@ -31,7 +31,8 @@ class OnnxBackend:
 
     def __init__(self, folder: Path, manifest: dict[str, Any], threads: int | None = None) -> None:
         self._vision, self._embed, self._decoder = (
-            _open(folder / manifest["graphs"][role]["file"], threads) for role in ("vision", "embed", "decoder")
+            _open(folder / manifest["graphs"][role]["file"], threads)
+            for role in ("vision", "embed", "decoder")
         )
         decoder = manifest["graphs"]["decoder"]["inputs"]
         self._caches = {name: entry for name, entry in decoder.items() if name.startswith("past_key_values.")}

@@ -96,11 +96,12 @@ class Session:
         """
         logits = self._read(image, question)
         budget = self.max_new_tokens if max_new_tokens is None else max_new_tokens
-        start, count = time.perf_counter(), 0
+        start, tokens = time.perf_counter(), 0
         for piece, count in greedy(self.backend, self.tokenizer, logits, budget):
+            tokens = count
             yield piece
-        if count > 1:
-            self.timing_ms["decode_per_token"] = (time.perf_counter() - start) * 1e3 / count
+        if tokens:
+            self.timing_ms["decode_per_token"] = (time.perf_counter() - start) * 1e3 / tokens
 
     def label(self, image: Picture) -> dict[str, float]:
         """Return the probability of every label: that of the positive answer to its closed question,

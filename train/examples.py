@@ -100,8 +100,7 @@ class BeatBasis:
 
     def project(self, beats: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return float32 [leads, k] for beats float32 [leads, 39]; NaN stays NaN."""
-        projected: NDArray[np.float32] = (beats - self.mean) @ self.components.T
-        return projected
+        return ((beats - self.mean) @ self.components.T).astype(np.float32)
 
 
 def fit_beat_basis(examples: list[Example], k: int = 12) -> BeatBasis:

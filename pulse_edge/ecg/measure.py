@@ -69,9 +69,7 @@ def _qrs(signal: NDArray[np.float64], fs: float) -> NDArray[np.int64]:
     # The energy's maximum lies anywhere in the complex: move to the steepest common excursion.
     total = np.abs(band).sum(axis=0)
     half = max(1, round(0.06 * fs))
-    moved = [
-        lo + int(np.argmax(total[lo : p + half + 1])) for p in peaks for lo in (max(0, int(p) - half),)
-    ]
+    moved = [lo + int(np.argmax(total[lo : p + half + 1])) for p in peaks for lo in (max(0, int(p) - half),)]
     return np.unique(np.asarray(moved, np.int64))
 
 

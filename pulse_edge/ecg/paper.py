@@ -196,6 +196,7 @@ def _rule(
         row = row + (colour - row) * alpha[:, None]
     return row
 
+
 def _coverage(n: int, scale: float, step_mm: int, line_mm: float) -> NDArray[np.float32]:
     """How much of each of ``n`` pixels is covered by lines every ``step_mm``, float32 [n] in 0..1."""
     edges = np.arange(n + 1) / scale
@@ -256,16 +257,14 @@ def _polyline(
     """Draw an anti-aliased line through points, in pixels; NaN breaks it."""
     limit = 4.0 * max(image.shape)  # keeps absurd amplitudes inside cv2's integer range
     points = np.stack([x, np.clip(y, -limit, limit)], axis=1)
-    good = np.isfinite(points).all(axis=1)
+    good: NDArray[np.bool_] = np.isfinite(x) & np.isfinite(y)
     for piece in np.split(np.arange(len(points)), np.flatnonzero(np.diff(good.astype(np.int8))) + 1):
-        if len(piece) > 1 and good[piece[0]]:
+        if len(piece) > 1 and bool(np.all(good[piece])):
             fixed = np.round(points[piece] * (1 << _SHIFT)).astype(np.int32)
             cv2.polylines(image, [fixed], False, colour, thickness, cv2.LINE_AA, _SHIFT)
 
 
-def _annotate(
-    image: NDArray[np.uint8], strips: tuple[Strip, ...], style: PaperStyle, thickness: int
-) -> None:
+def _annotate(image: NDArray[np.uint8], strips: tuple[Strip, ...], style: PaperStyle, thickness: int) -> None:
     scale = style.dpi / 25.4
     left = min(strip.x for strip in strips)
     if style.calibration:
@@ -273,7 +272,11 @@ def _annotate(
             base, top = y0, y0 - style.gain * scale
             steps = np.array([-7.0, -6.0, -6.0, -6.0 + CALIBRATION_MM, -6.0 + CALIBRATION_MM, 0.0])
             _polyline(
-                image, left + steps * scale, np.array([base, base, top, top, base, base]), style.ink, thickness
+                image,
+                left + steps * scale,
+                np.array([base, base, top, top, base, base]),
+                style.ink,
+                thickness,
             )
     if style.lead_names:
         for strip in strips:
@@ -290,7 +293,9 @@ def _annotate(
     )
 
 
-def _text(image: NDArray[np.uint8], text: str, x: float, y: float, height_mm: float, style: PaperStyle) -> None:
+def _text(
+    image: NDArray[np.uint8], text: str, x: float, y: float, height_mm: float, style: PaperStyle
+) -> None:
     """Write text with its capitals ``height_mm`` high, its lower left corner at (x, y) pixels."""
     size = height_mm * style.dpi / 25.4 / 21.0  # Hershey capitals are 21 px high at scale 1
     cv2.putText(

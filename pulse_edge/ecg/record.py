@@ -55,7 +55,7 @@ class Record:
     @property
     def duration(self) -> float:
         """Seconds."""
-        return self.signal.shape[1] / self.fs
+        return float(self.signal.shape[1] / self.fs)
 
     def resampled(self, fs: float) -> Record:
         """Return the record at another sampling rate (polyphase filter, anti-aliased; NaN counts as 0)."""
@@ -89,7 +89,8 @@ def read_record(path: str | PathLike[str]) -> Record:
         raise RecordError(f"The record {base} holds no signals or no sampling rate. Export it again.")
     if len(raw.p_signal) < MIN_SECONDS * raw.fs:
         raise RecordError(
-            f"The record {base} lasts {len(raw.p_signal) / raw.fs:.2f} s; at least {MIN_SECONDS:g} s are needed."
+            f"The record {base} lasts {len(raw.p_signal) / raw.fs:.2f} s; "
+            f"at least {MIN_SECONDS:g} s are needed."
         )
     problems: list[str] = []
     found = _leads(raw, raw.p_signal, problems, base)
@@ -124,7 +125,8 @@ def _read(base: Path) -> _Raw:
     except Exception as error:  # wfdb raises whatever its parsing stumbles over
         reason = " ".join(str(error).split()) or type(error).__name__
         raise RecordError(
-            f"The record {base} cannot be read: {reason[:200]}. Its header or signal file is damaged; copy it again."
+            f"The record {base} cannot be read: {reason[:200]}. "
+            "Its header or signal file is damaged; copy it again."
         ) from error
     return raw
 
@@ -151,14 +153,18 @@ def _leads(
         unit = str(raw.units[k] or "mV").strip().lower()
         if unit not in _MV_PER:
             raise RecordError(
-                f"Lead {lead} of {base} is in {raw.units[k]!r}, which is no voltage. Use mV, uV or V in the header."
+                f"Lead {lead} of {base} is in {raw.units[k]!r}, which is no voltage. "
+                "Use mV, uV or V in the header."
             )
         found[lead] = signals[:, k] * _MV_PER[unit]
     return found
 
 
 def lead_name(name: str) -> str | None:
-    """Return the standard name of a lead in any common spelling, or None: ``"avr"``, ``"Lead V-1"``, ``"MDC_ECG_LEAD_II"``."""
+    """Return the standard name of a lead in any common spelling, or None.
+
+    Known are, for instance, ``"avr"``, ``"Lead V-1"`` and ``"MDC_ECG_LEAD_II"``.
+    """
     plain = re.sub(r"^(mdc_ecg_lead_|lead|ecg|ekg)", "", name.strip().lower())
     return _SPELLINGS.get(re.sub(r"[\s_\-+.:]", "", plain))
 

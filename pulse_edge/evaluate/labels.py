@@ -42,7 +42,9 @@ def read_labels(path: Path) -> list[dict[str, str]]:
         raise UserError(f"{path} cannot be read as CSV: {error}. Save it as UTF-8 CSV.") from error
     missing = [name for name in COLUMNS if name not in columns]
     if missing:
-        raise UserError(f"{path} lacks the column {', '.join(missing)}. Its columns are {', '.join(columns)}.")
+        raise UserError(
+            f"{path} lacks the column {', '.join(missing)}. Its columns are {', '.join(columns)}."
+        )
     if not rows:
         raise UserError(f"{path} has no rows. Name the labels.csv of the records to evaluate.")
     return rows

@@ -90,7 +90,8 @@ def _gate(result: dict[str, Any]) -> None:
     # Written so that NaN, which compares false with everything, fails too.
     if not (worst <= limits["logits"] and result["probability_max_abs"] <= limits["probability"]):
         raise GateError(
-            f"The {result['precision']} bundle does not answer as the checkpoint does: logits differ by up to "
+            f"The {result['precision']} bundle does not answer as the checkpoint does: "
+            "logits differ by up to "
             f"{worst:.3g} (limit {limits['logits']:g}), probabilities by {result['probability_max_abs']:.3g} "
             f"(limit {limits['probability']:g}). It was not kept. Export with a higher --precision."
         )

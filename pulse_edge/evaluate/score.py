@@ -78,7 +78,9 @@ def evaluate(
         patients.append(row.get("patient_id") or row["record"])
     tick(len(rows), len(rows))
     if not scores:
-        raise UserError(f"No record of {labels_csv} could be scored: {dict(skipped)}. Check paths and labels.")
+        raise UserError(
+            f"No record of {labels_csv} could be scored: {dict(skipped)}. Check paths and labels."
+        )
     seconds = (time.perf_counter() - start) / len(scores)
     score, true = np.array(scores), np.array(truth)
     empty = model.label(blank(style))
@@ -130,7 +132,9 @@ def auroc(true: Truth, score: Scores, names: Sequence[str]) -> dict[str, float |
 def f1(true: Truth, score: Scores, names: Sequence[str]) -> dict[str, float | None]:
     """Return F1 at a probability of 0.5 by label, and the mean of those that are defined as ``macro``."""
     each = {
-        name: float(f1_score(true[:, k], score[:, k] >= THRESHOLD, zero_division=0)) if true[:, k].any() else None
+        name: float(f1_score(true[:, k], score[:, k] >= THRESHOLD, zero_division=0))
+        if true[:, k].any()
+        else None
         for k, name in enumerate(names)
     }
     return {"macro": _mean(each), **each}

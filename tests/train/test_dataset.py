@@ -81,7 +81,10 @@ def test_an_epoch_shows_every_record_once(labels_csv: Path, tokenizer: Tokenizer
 
 
 def test_only_answers_are_supervised(tokenizer: Tokenizer) -> None:
-    turns = [instruct.Turn("superclass", "Is it?", "Yes"), instruct.Turn("report", "Report?", "Rate: 72 bpm.")]
+    turns = [
+        instruct.Turn("superclass", "Is it?", "Yes"),
+        instruct.Turn("report", "Report?", "Rate: 72 bpm."),
+    ]
     item = pack([1, -200, -200], turns, tokenizer)
     asked = item["labels"] != IGNORE_ID
     assert tokenizer.decode(item["labels"][asked & (item["segment"] == 1)], skip_special=True) == "Yes"

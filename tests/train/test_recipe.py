@@ -46,7 +46,11 @@ def test_an_unknown_key_names_the_nearest(
 def test_missing_parts_are_named(tmp_path: Path, tiny_recipe: Path) -> None:
     whole = yaml.safe_load(tiny_recipe.read_text())
     path = tmp_path / "wrong.yaml"
-    for drop, said in ((("seed",), "seed"), (("train", "speak"), "speak"), (("train", "see", "batch"), "batch")):
+    for drop, said in (
+        (("seed",), "seed"),
+        (("train", "speak"), "speak"),
+        (("train", "see", "batch"), "batch"),
+    ):
         raw = copy.deepcopy(whole)
         inner = raw
         for key in drop[:-1]:

@@ -56,7 +56,9 @@ def test_an_interrupted_training_resumes_to_the_same_weights(
 ) -> None:
     whole = trainer._Keeper.on_save
 
-    def interrupted(self: trainer._Keeper, args: object, state: object, control: object, **more: object) -> None:
+    def interrupted(
+        self: trainer._Keeper, args: object, state: object, control: object, **more: object
+    ) -> None:
         whole(self, args, state, control, **more)
         if self.objective.stage == stage:
             raise KeyboardInterrupt

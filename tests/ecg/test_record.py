@@ -1,0 +1,402 @@
+"""Records: leads, units and rates against arithmetic of this file; damage gives one sentence."""
+
+from __future__ import annotations
+
+import csv
+import warnings
+
+import numpy as np
+import pytest
+import wfdb
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from pulse_edge.ecg.record import LEADS, Record, lead_name, read_record
+from pulse_edge.errors import RecordError
+
+FS, SECONDS = 250, 4
+STORED = ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6")
+SPELLED = {
+    "I": ["I", "i", "Lead I", "MDC_ECG_LEAD_I", "ECG I", "DI", "D1", "lead 1"],
+    "II": ["ii", "LEAD_II", "DII", "L2"],
+    "aVR": ["AVR", "avr", "aVR", "aV-R", "Lead aVR", "MDC_ECG_LEAD_AVR", "ECG Lead aVR"],
+    "aVF": ["avf+", "AVF"],
+    "V1": ["v1", "V-1", "C1", "chest 1", "Lead V1", "MDC_ECG_LEAD_V1", "ecg_v1"],
+    "V6": ["c6", "V6 ", "Precordial 6"],
+}
+
+
+def electrodes(fs=FS, seconds=SECONDS, seed=0):
+    """Potentials of nine electrodes in mV: smooth, different, and what every lead is a difference of."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(round(fs * seconds)) / fs
+    names = ("RA", "LA", "LL", "C1", "C2", "C3", "C4", "C5", "C6")
+    return {
+        name: rng.uniform(0.2, 1) * np.sin(2 * np.pi * rng.uniform(0.7, 9) * t + rng.uniform(0, 6))
+        for name in names
+    }
+
+
+def leads_of(e):
+    """The 12 leads by their textbook definition from electrodes, not from I and II."""
+    wct = (e["RA"] + e["LA"] + e["LL"]) / 3
+    limb = {
+        "I": e["LA"] - e["RA"],
+        "II": e["LL"] - e["RA"],
+        "III": e["LL"] - e["LA"],
+        "aVR": e["RA"] - (e["LA"] + e["LL"]) / 2,
+        "aVL": e["LA"] - (e["RA"] + e["LL"]) / 2,
+        "aVF": e["LL"] - (e["RA"] + e["LA"]) / 2,
+    }
+    return limb | {f"V{k}": e[f"C{k}"] - wct for k in range(1, 7)}
+
+
+def write(folder, channels, fs=FS, units="mV", fmt="16", name="rec", **more):
+    """Write a record of {channel name: millivolt}, stored in ``units``."""
+    factor = {"mV": 1.0, "uV": 1e3, "V": 1e-3}[units]
+    wfdb.wrsamp(
+        name,
+        fs=fs,
+        units=[units] * len(channels),
+        sig_name=list(channels),
+        p_signal=np.stack(list(channels.values()), axis=1) * factor,
+        fmt=[fmt] * len(channels),
+        write_dir=str(folder),
+        **more,
+    )
+    return folder / name
+
+
+@pytest.fixture
+def truth():
+    return leads_of(electrodes())
+
+
+def close(record, truth, tolerance=1e-3):
+    assert record.signal.shape == (12, len(truth["I"]))
+    assert record.signal.dtype == np.float32
+    np.testing.assert_allclose(record.signal, np.stack([truth[lead] for lead in LEADS]), atol=tolerance)
+
+
+# --- leads --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lead", "name"), [(lead, name) for lead, names in SPELLED.items() for name in names]
+)
+def test_spellings(lead, name):
+    assert lead_name(name) == lead
+
+
+@pytest.mark.parametrize(
+    "name", ["", "V7", "V3R", "X", "RESP", "pleth", "-aVR", "V", "IV", "ECG", "1", "aVQ"]
+)
+def test_other_channels_are_no_leads(name):
+    assert lead_name(name) is None
+
+
+@given(st.text(max_size=40))
+def test_any_name_is_a_lead_or_none(name):
+    assert lead_name(name) in (*LEADS, None)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_order(tmp_path, truth, seed):
+    order = np.random.default_rng(seed).permutation(LEADS)
+    record = read_record(write(tmp_path, {str(lead): truth[str(lead)] for lead in order}))
+    close(record, truth)
+    assert record.problems == ()
+    assert (record.fs, record.duration, record.name) == (FS, SECONDS, "rec")
+
+
+def test_spelled_otherwise(tmp_path, truth):
+    names = {lead: SPELLED[lead][-1].strip() if lead in SPELLED else lead.upper() for lead in LEADS}
+    close(read_record(write(tmp_path, {names[lead]: truth[lead] for lead in LEADS})), truth)
+
+
+def test_eight_stored_leads_give_twelve(tmp_path, truth):
+    close(read_record(write(tmp_path, {lead: truth[lead] for lead in STORED})), truth)
+
+
+@pytest.mark.parametrize("pair", [(a, b) for k, a in enumerate(LEADS[:6]) for b in LEADS[k + 1 : 6]])
+def test_any_two_limb_leads_give_the_others(tmp_path, truth, pair):
+    close(read_record(write(tmp_path, {lead: truth[lead] for lead in (*pair, *LEADS[6:])})), truth, 2e-3)
+
+
+@pytest.mark.parametrize("missing", ["V1", "V4", "V6"])
+def test_a_missing_chest_lead_is_named(tmp_path, truth, missing):
+    path = write(tmp_path, {lead: truth[lead] for lead in LEADS if lead != missing})
+    with pytest.raises(RecordError, match=f"lacks lead {missing},"):
+        read_record(path)
+
+
+def test_one_limb_lead_is_too_few(tmp_path, truth):
+    with pytest.raises(RecordError, match="lacks lead I, III, aVR, aVL, aVF,"):
+        read_record(write(tmp_path, {lead: truth[lead] for lead in ("II", *LEADS[6:])}))
+
+
+def test_other_channels_are_ignored_and_told(tmp_path, truth):
+    record = read_record(write(tmp_path, {"RESP": truth["V2"] * 0 + 9, **truth, "V3R": truth["V3"]}))
+    close(record, truth)
+    assert [problem.split("'")[1] for problem in record.problems] == ["RESP", "V3R"]
+
+
+def test_a_lead_stored_twice_is_told(tmp_path, truth):
+    record = read_record(write(tmp_path, {**truth, "v2": truth["V2"] * 0 + 1}))
+    close(record, truth)
+    assert record.problems == ("Lead V2 is stored twice; the first was taken.",)
+
+
+# --- units, rates and formats -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("units", ["mV", "uV", "V"])
+def test_units(tmp_path, truth, units):
+    close(read_record(write(tmp_path, truth, units=units)), truth)
+
+
+def test_channels_may_differ_in_unit_and_gain(tmp_path, truth):
+    counts = np.stack([np.round(truth[lead] * 400) for lead in LEADS], axis=1).astype("<i2")
+    counts[:, 6:] //= 2  # the chest leads are stored with half the gain, in microvolt, and an offset
+    counts[:, 6:] += 100
+    (tmp_path / "r.dat").write_bytes(counts.tobytes())
+    lines = [f"r 12 {FS} {len(counts)}"]
+    lines += [
+        f"r.dat 16 {'400(0)/mV' if k < 6 else '0.2(100)/uV'} 16 0 0 0 0 {lead}"
+        for k, lead in enumerate(LEADS)
+    ]
+    (tmp_path / "r.hea").write_text("\n".join(lines) + "\n# age: 60\n")
+    record = read_record(tmp_path / "r")
+    close(record, truth, 6e-3)
+    assert record.comments == ("age: 60",)
+
+
+def test_a_unit_that_is_no_voltage_is_refused(tmp_path, truth):
+    path = write(tmp_path, truth)
+    header = path.with_suffix(".hea")
+    header.write_text(header.read_text().replace("/mV", "/mmHg"))
+    with pytest.raises(RecordError, match="'mmHg', which is no voltage"):
+        read_record(path)
+
+
+@pytest.mark.parametrize("fs", [50, 128, 257, 360, 500, 1000, 999.5])
+def test_sampling_rates(tmp_path, fs):
+    truth = leads_of(electrodes(fs))
+    record = read_record(write(tmp_path, truth, fs=fs))
+    assert record.fs == fs
+    close(record, truth)
+
+
+@pytest.mark.parametrize("fmt", ["16", "24", "32", "212", "516", "524"])
+def test_formats(tmp_path, truth, fmt):
+    close(read_record(write(tmp_path, truth, fmt=fmt)), truth, 2.5e-3 if fmt == "212" else 1e-3)
+
+
+@pytest.mark.parametrize("suffix", ["", ".hea", ".dat"])
+def test_the_path_may_name_either_file(tmp_path, truth, suffix):
+    path = write(tmp_path, truth)
+    assert read_record(str(path) + suffix).name == "rec"
+
+
+def test_no_rate_means_the_formats_default_and_is_told(tmp_path, truth):
+    header = write(tmp_path, truth).with_suffix(".hea")
+    header.write_text(header.read_text().replace(f"rec 12 {FS} {FS * SECONDS}", "rec 12"))
+    record = read_record(tmp_path / "rec")
+    assert record.fs == 250
+    assert any("no sampling rate" in problem for problem in record.problems)
+
+
+@pytest.mark.parametrize("fs", ["0", "-250", "1e-9", "0.5", "49", "1e9", "nan", "inf", "2..5", "2S0"])
+def test_an_impossible_rate_is_refused(tmp_path, truth, fs):
+    header = write(tmp_path, truth).with_suffix(".hea")
+    header.write_text(header.read_text().replace(f"rec 12 {FS} ", f"rec 12 {fs} "))
+    with pytest.raises(RecordError, match=r"sampling rate|first line"):
+        read_record(tmp_path / "rec")
+
+
+# --- what is wrong but readable -----------------------------------------------------------------
+
+
+def test_missing_and_flat_samples_are_reported(tmp_path, truth):
+    channels = {lead: truth[lead].copy() for lead in LEADS}
+    channels["V2"][10:35] = np.nan
+    channels["V3"][:] = np.nan
+    channels["V5"][:] = 0.25
+    record = read_record(write(tmp_path, channels))
+    assert record.problems == (
+        "Lead V2 has 25 missing samples of 1000.",
+        "Lead V3 has no valid sample.",
+        "Lead V5 is flat.",
+    )
+    assert np.isnan(record.signal[7]).nonzero()[0].tolist() == list(range(10, 35))
+    assert np.isnan(record.signal[8]).all()
+
+
+def test_missing_samples_spread_to_derived_leads_only_where_they_are(tmp_path, truth):
+    channels = {lead: truth[lead].copy() for lead in ("III", "aVR", *LEADS[6:])}
+    channels["III"][100:103] = np.nan
+    record = read_record(write(tmp_path, channels))
+    assert len(record.problems) == 5  # every limb lead but aVR
+    expected = np.zeros(len(truth["I"]), bool)
+    expected[100:103] = True
+    for k in (0, 1, 2, 4, 5):
+        np.testing.assert_array_equal(np.isnan(record.signal[k]), expected)
+    np.testing.assert_allclose(record.signal[0][~expected], truth["I"][~expected], atol=2e-3)
+
+
+def test_a_wrong_gain_is_told(tmp_path, truth):
+    record = read_record(write(tmp_path, {**truth, "V4": truth["V4"] * 1000}))
+    assert record.problems == ("Lead V4 exceeds 50 mV; the header's gain or unit may be wrong.",)
+
+
+# --- resampling ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("old", "new"), [(500, 200), (200, 500), (257, 200), (1000, 50), (360, 361)])
+def test_resampling_keeps_a_sine(old, new):
+    t = np.arange(old * 6) / old
+    record = Record(np.tile(np.sin(2 * np.pi * 3 * t), (12, 1)).astype(np.float32), float(old))
+    other = record.resampled(new)
+    assert other.fs == pytest.approx(new)
+    assert other.duration == pytest.approx(6, abs=1.01 / new)
+    inner = slice(round(0.5 * new), round(5.5 * new))  # the filter has no past and no future at the ends
+    at = (np.arange(other.signal.shape[1]) / other.fs)[inner]
+    np.testing.assert_allclose(other.signal[5][inner], np.sin(2 * np.pi * 3 * at), atol=2e-3)
+
+
+def test_resampling_does_not_alias():
+    t = np.arange(6000) / 1000
+    record = Record(np.tile(np.sin(2 * np.pi * 240 * t), (12, 1)).astype(np.float32), 1000.0)
+    assert np.abs(record.resampled(100).signal[:, 50:-50]).max() < 0.01
+
+
+# --- real records -------------------------------------------------------------------------------
+
+
+def test_real_records(shared):
+    with (shared / "ecg" / "labels.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))[::150]
+    assert len({row["database"] for row in rows}) >= 1
+    for row in rows:
+        path = shared / "ecg" / row["record"]
+        record = read_record(path)
+        stored = wfdb.rdrecord(str(path))
+        assert record.signal.shape == (12, 2000)
+        assert record.fs == 200
+        for k, lead in enumerate(stored.sig_name):
+            np.testing.assert_allclose(record.signal[LEADS.index(lead)], stored.p_signal[:, k], atol=1e-5)
+        i, ii, iii, avr, avl, avf = record.signal[:6].astype(np.float64)
+        np.testing.assert_allclose(i + iii, ii, atol=1e-5)  # Einthoven's law
+        np.testing.assert_allclose(avr + avl + avf, 0, atol=1e-5)  # Goldberger's leads sum to zero
+        np.testing.assert_allclose(avl - avr, 1.5 * i, atol=1e-5)
+
+
+# --- damage -------------------------------------------------------------------------------------
+
+
+def test_no_header(tmp_path):
+    with pytest.raises(RecordError, match=r"There is no header .*nothing\.hea"):
+        read_record(tmp_path / "nothing")
+
+
+def test_no_signal_file(tmp_path, truth):
+    path = write(tmp_path, truth)
+    path.with_suffix(".dat").unlink()
+    with pytest.raises(RecordError, match=r"not there \(rec\.dat\)"):
+        read_record(path)
+
+
+@pytest.mark.parametrize("fmt", ["16", "212", "24", "516"])
+@pytest.mark.parametrize("kept", [0.0, 0.4, 0.999])
+def test_a_truncated_signal_file(tmp_path, truth, fmt, kept):
+    path = write(tmp_path, truth, fmt=fmt)
+    data = path.with_suffix(".dat").read_bytes()
+    path.with_suffix(".dat").write_bytes(data[: int(len(data) * kept)])
+    with pytest.raises(RecordError, match="damaged"):
+        read_record(path)
+
+
+@pytest.mark.parametrize("samples", [1, 100])
+def test_too_short(tmp_path, samples):
+    truth = {lead: row[:samples] for lead, row in leads_of(electrodes()).items()}
+    with pytest.raises(RecordError, match="at least 1 s"):
+        read_record(write(tmp_path, truth))
+
+
+@pytest.mark.parametrize(
+    "header", ["", "\n\n", "# only a comment\n", "rec 0 250 0\n", "rec\n", "rec 12 250 1000\n"]
+)
+def test_a_header_without_content(tmp_path, header):
+    (tmp_path / "rec.hea").write_text(header)
+    with pytest.raises(RecordError):
+        read_record(tmp_path / "rec")
+
+
+def test_a_zero_length_record(tmp_path, truth):
+    header = write(tmp_path, truth).with_suffix(".hea")
+    header.write_text(header.read_text().replace(f" {FS} {FS * SECONDS}", f" {FS} 0"))
+    with pytest.raises(RecordError):
+        read_record(tmp_path / "rec")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (f" {FS * SECONDS}\n", " 2000000000\n"),
+        ("rec.dat 16 ", "rec.dat 16x100000000 "),
+        ("rec.dat 16 ", "rec.dat 16:1000000000 "),
+    ],
+)
+def test_an_absurd_length_is_refused_before_it_is_allocated(tmp_path, truth, old, new):
+    header = write(tmp_path, truth).with_suffix(".hea")
+    header.write_text(header.read_text().replace(old, new))
+    with pytest.raises(RecordError, match="announces"):
+        read_record(tmp_path / "rec")
+
+
+@pytest.fixture(scope="session")
+def sound(tmp_path_factory):
+    path = write(tmp_path_factory.mktemp("fuzz"), {lead: leads_of(electrodes())[lead] for lead in STORED})
+    return path, path.with_suffix(".hea").read_bytes()
+
+
+def edits():
+    """Changes of a header: replace, insert or cut, at a place given as a share of its length."""
+    piece = st.one_of(
+        st.binary(min_size=1, max_size=6), st.sampled_from([b"0", b"-1", b"1e300", b"\n", b" ", b"/"])
+    )
+    return st.lists(st.tuples(st.sampled_from("ric"), st.floats(0, 1), piece), min_size=1, max_size=4)
+
+
+def damage(data, changes):
+    for kind, place, piece in changes:
+        at = int(place * len(data))
+        data = data[:at] + (b"" if kind == "c" else piece) + data[at + (0 if kind == "i" else len(piece)) :]
+    return data
+
+
+@settings(max_examples=300, deadline=4000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=edits())
+@example(changes=[("r", 0.0, b"\xff\xfe")])
+@example(changes=[("i", 0.1, b"e300")])
+def test_a_damaged_header_is_read_or_refused(sound, changes):
+    path, header = sound
+    path.with_suffix(".hea").write_bytes(damage(header, changes))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            record = read_record(path)
+        except RecordError as error:
+            assert len(str(error)) > 30
+        else:
+            assert record.signal.shape[0] == 12
+            assert not np.isinf(record.signal).any()
+
+
+@settings(max_examples=100, deadline=4000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(header=st.binary(max_size=300))
+def test_any_bytes_as_a_header(sound, header):
+    path, _ = sound
+    path.with_suffix(".hea").write_bytes(header)
+    with pytest.raises(RecordError):
+        read_record(path)
