@@ -31,7 +31,7 @@ def examine() -> dict[str, Any]:
     return {
         "ok": all(p["version"] for p in packages if not p["extra"]),
         "pulse_edge": installed_version("pulse-edge"),
-        "python": platform.pythoninstalled_version(),
+        "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
         "memory_gb": _memory_gb(),
