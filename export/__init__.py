@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pulse_edge.device import load_device
-from pulse_edge.errors import MissingExtraError, UnknownNameError
+from pulse_edge.errors import MissingExtraError, UnknownNameError, UserError
 
 TARGETS: Final = ("jetson", "onnx")
 DEFAULT_DEVICE: Final = {"jetson": "orin-nano-8gb", "onnx": "x86-cpu"}
@@ -51,6 +51,8 @@ def export_bundle(
     if target not in TARGETS:
         raise UnknownNameError("target", target, TARGETS)
     profile = load_device(device or DEFAULT_DEVICE[target])
+    if target == "jetson" and profile.kind != "jetson":
+        raise UserError(f"{profile.name} is not a Jetson. Use --target onnx, or another --device.")
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401

@@ -1,8 +1,9 @@
 """The language model as one ONNX graph with its key-value cache going in and out.
 
-Plain operators of opset 21 only, which both ONNX Runtime and TensorRT's parser take; the attention
-is written out. Hazards of half precision are met in the graph: norms, softmax and the rotary tables
-are float32, and the mask is -1e4, which float16 can hold.
+Plain operators only, which both ONNX Runtime and TensorRT's parser take; the attention is written
+out. Hazards of half precision are met in the graph: norms, softmax and rotary embedding are
+computed in float32, and the mask is -1e4, which float16 can hold. Covered are decoders of Llama's
+form (grouped-query attention and biases included, so Qwen2's too) with plain rotary embeddings.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +19,12 @@ from numpy.typing import NDArray
 from pulse_edge.contract import exact_div
 from pulse_edge.errors import CheckpointError
 from pulse_edge.export.onnx_writer import GraphWriter
-from pulse_edge.export.weights import Precision, linear
+from pulse_edge.export.weights import Precision, int4_block, linear
 
 Weights = Callable[[str], NDArray[np.float32]]
-MASKED = -1e4
+MASKED: Final = -1e4
+_ATTENTION: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
+_MLP: Final = ("gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class DecoderShape:
         context: longest sequence, image included.
         theta: base of the rotary embedding.
         epsilon: of the norms.
+        biased: projections that have a bias, e.g. ``q_proj``.
     """
 
     layers: int
@@ -44,65 +48,89 @@ class DecoderShape:
     context: int
     theta: float
     epsilon: float
+    biased: frozenset[str] = frozenset()
 
 
 def decoder_shape(config: Any) -> DecoderShape:
-    """Read the shape from a transformers Llama configuration.
+    """Read the shape from a transformers configuration of a Llama or Qwen2 decoder.
 
     Raises:
         CheckpointError: the decoder has something that the graph does not cover.
     """
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if config.model_type != "llama" or kind != "default" or config.hidden_act != "silu":
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    needs = {
+        f"an architecture {config.model_type!r}": config.model_type not in ("llama", "qwen2"),
+        f"an activation {config.hidden_act!r}": config.hidden_act != "silu",
+        "scaled rotary embeddings": rope.get("rope_type", rope.get("type", "default")) != "default",
+        "partial rotary embeddings": rope.get("partial_rotary_factor", 1.0) != 1.0,
+        "sliding windows": bool(getattr(config, "use_sliding_window", False)),
+        "uneven attention heads": bool(heads % kv_heads or head_dim % 2),
+    }
+    if any(needs.values()):
+        missing = ", ".join(what for what, needed in needs.items() if needed)
         raise CheckpointError(
-            f"The exporter covers Llama decoders with plain rotary embeddings; this one is "
-            f"{config.model_type!r} with rope {kind!r} and {config.hidden_act!r}. "
-            "Export it with a later pulse-edge."
+            f"The language model needs {missing}, which the exporter does not cover. "
+            "Use a checkpoint with a Llama or Qwen2 decoder and plain rotary embeddings."
         )
-    if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
-        raise CheckpointError("The exporter does not cover decoders with biases. Use a checkpoint without.")
+    biased = set(_ATTENTION if getattr(config, "attention_bias", False) else ())
+    if config.model_type == "qwen2":
+        biased = set(_ATTENTION) - {"o_proj"}
+    if getattr(config, "mlp_bias", False):
+        biased |= set(_MLP)
     return DecoderShape(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
-        head_dim=getattr(config, "head_dim", None)
-        or exact_div(config.hidden_size, config.num_attention_heads),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
         vocab=config.vocab_size,
         context=config.max_position_embeddings,
         theta=float(rope.get("rope_theta") or getattr(config, "rope_theta", None) or 10000.0),
         epsilon=config.rms_norm_eps,
+        biased=frozenset(biased),
     )
 
 
 def write_decoder(
     path: Path, shape: DecoderShape, weights: Weights, how: Precision, tick: Callable[[], None] = lambda: None
-) -> None:
+) -> list[str]:
     """Write ``decoder.onnx`` and its data.
 
     Inputs: ``inputs_embeds`` float32 [1, S, H] and for every layer ``past_key_values.i.key`` and
-    ``.value`` [1, KV, P, D] in the computing type; S ≥ 1 and P ≥ 0 are dynamic. Outputs: ``logits``
-    float32 [1, V] behind the last position, and ``present.i.key``/``.value`` [1, KV, P + S, D].
+    ``.value`` [1, KV, P, D] in the computing type; S ≥ 1 and P ≥ 0 are dynamic, and the new tokens
+    have the positions P to P + S - 1. Outputs: ``logits`` float32 [1, V] behind the last position, and
+    ``present.i.key``/``.value`` [1, KV, P + S, D].
 
     Args:
         path: of the graph.
         shape: of the decoder.
         weights: gives a weight by its name inside the language model, e.g.
-            ``layers.0.self_attn.q_proj.weight``, ``norm.weight``, ``lm_head.weight``; asked once for each.
+            ``layers.0.self_attn.q_proj.weight``, ``norm.weight``, ``lm_head.weight``; asked once for each,
+            and written before the next is asked for.
         how: precision of the linear layers.
         tick: called after every layer.
+
+    Returns:
+        Names of the layers that int4 does not fit, which are stored as float16.
+
+    Raises:
+        CheckpointError: a weight is not finite in its precision.
     """
-    with GraphWriter(path, "decoder") as writer:
-        _Decoder(writer, shape, weights, how).write(tick)
+    with GraphWriter(path, "decoder", how.opset) as writer:
+        decoder = _Decoder(writer, shape, weights, how)
+        decoder.write(tick)
         writer.save({"precision": how.name, "context": str(shape.context)})
+    return decoder.kept
 
 
 class _Decoder:
     def __init__(self, writer: GraphWriter, shape: DecoderShape, weights: Weights, how: Precision) -> None:
         self.w, self.shape, self.weights, self.how = writer, shape, weights, how
         self.compute = how.compute
-        self.kind = {np.float16: 10, np.float32: 1}[how.compute]  # TensorProto's numbers
+        self.groups = exact_div(shape.heads, shape.kv_heads)
+        self.kept: list[str] = []
 
     def write(self, tick: Callable[[], None]) -> None:
         w, s = self.w, self.shape
@@ -114,47 +142,35 @@ class _Decoder:
             ]
             for i in range(s.layers)
         ]
+        w.output("logits", np.float32, [1, s.vocab])
         self._positions(embeds, caches[0][0])
-        x = w.op("Cast", embeds, name="embeds", to=self.kind)
+        x = self._narrow(embeds, "embeds")
         for i, (key, value) in enumerate(caches):
             x = self._layer(i, x, key, value)
             tick()
         minus_one, end, axis = (w.constant([v], np.int64) for v in (-1, np.iinfo(np.int64).max, 1))
-        last = w.op("Slice", x, minus_one, end, axis, name="last")
-        last = self._norm(last, "norm")
+        last = self._norm(w.op("Slice", x, minus_one, end, axis, name="last"), "norm")
         head = linear(w, last, "lm_head", self.weights("lm_head.weight"), self.how, keep=True)
-        logits = w.op("Cast", head, name="lm_head/f32", to=1)
-        flat = w.op("Reshape", logits, w.constant([1, s.vocab], np.int64), name="logits/flat")
-        w.output("logits", flat, np.float32, [1, s.vocab])
+        w.op("Reshape", self._wide(head, "lm_head/f32"), w.constant([1, s.vocab], np.int64), name="logits")
 
     def _positions(self, embeds: str, past: str) -> None:
         """Rotary tables and mask for positions P .. P + S - 1, from the shapes alone."""
-        w, s = self.w, self.shape
+        w = self.w
         zero, one = w.constant(0, np.int64), w.constant(1, np.int64)
         length = w.op("Gather", w.op("Shape", embeds, name="embeds/shape"), one, name="S")
         offset = w.op("Gather", w.op("Shape", past, name="past/shape"), w.constant(2, np.int64), name="P")
         total = w.op("Add", offset, length, name="P+S")
         rows = w.op("Range", offset, total, one, name="rows")
         columns = w.op("Range", zero, total, one, name="columns")
-        seen = w.op(
-            "LessOrEqual",
-            columns,
-            w.op("Unsqueeze", rows, w.constant([1], np.int64), name="rows/column"),
-            name="seen",
-        )
-        self.mask = w.op(
-            "Where", seen, w.constant(0.0, np.float32), w.constant(MASKED, np.float32), name="mask"
-        )
-        cos, sin = rotary_tables(s)
-        self.cos, self.sin = (
-            w.op(
-                "Cast",
-                w.op("Gather", w.weight(f"rotary.{n}", t), rows, name=f"{n}/f32"),
-                name=n,
-                to=self.kind,
-            )
-            for n, t in (("cos", cos), ("sin", sin))
-        )
+        cos, sin = rotary_tables(self.shape)
+        self.cos = w.op("Gather", w.weight("rotary.cos", cos), rows, name="cos")
+        self.sin = w.op("Gather", w.weight("rotary.sin", sin), rows, name="sin")
+        if self.groups > 1:  # the query heads that share a key head follow each other as rows
+            rows = w.op("Concat", *[rows] * self.groups, name="rows/groups", axis=0)
+        rows = w.op("Unsqueeze", rows, w.constant([1], np.int64), name="rows/column")
+        seen = w.op("LessOrEqual", columns, rows, name="seen")
+        shown, hidden = w.constant(0.0, np.float32), w.constant(MASKED, np.float32)
+        self.mask = w.op("Where", seen, shown, hidden, name="mask")
 
     def _layer(self, i: int, x: str, key: str, value: str) -> str:
         w, name = self.w, f"layers.{i}"
@@ -168,32 +184,26 @@ class _Decoder:
 
     def _attention(self, i: int, y: str, key: str, value: str) -> str:
         w, s, name = self.w, self.shape, f"layers.{i}.self_attn"
-        q = self._rotate(self._split(self._linear(y, f"{name}.q_proj"), s.heads), f"{name}.q")
+        q = self._rotate(
+            self._split(self._linear(y, f"{name}.q_proj"), s.heads), f"{name}.q", s.head_dim**-0.5
+        )
         k = self._rotate(self._split(self._linear(y, f"{name}.k_proj"), s.kv_heads), f"{name}.k")
         v = self._split(self._linear(y, f"{name}.v_proj"), s.kv_heads)
-        k = w.op("Concat", key, k, name=f"{name}.keys", axis=2)
-        v = w.op("Concat", value, v, name=f"{name}.values", axis=2)
-        for part, tensor in (("key", k), ("value", v)):
-            w.output(f"present.{i}.{part}", tensor, self.compute, [1, s.kv_heads, "P+S", s.head_dim])
-        groups = exact_div(s.heads, s.kv_heads)
-        if groups > 1:  # query heads that share a key head are broadcast over it, not copied
-            axis = w.constant([2], np.int64)
-            split = w.constant([1, s.kv_heads, groups, -1, s.head_dim], np.int64)
-            q = w.op("Reshape", q, split, name=f"{name}.q/groups")
-            k = w.op("Unsqueeze", k, axis, name=f"{name}.keys/groups")
-            v = w.op("Unsqueeze", v, axis, name=f"{name}.values/groups")
-        order = [0, 1, 3, 2] if groups == 1 else [0, 1, 2, 4, 3]
-        scale = w.constant(s.head_dim**-0.5, self.compute)
-        q = w.op("Mul", q, scale, name=f"{name}.q/scaled")
-        k = w.op("Transpose", k, name=f"{name}.keys/transposed", perm=order)
-        scores = w.op("Cast", w.op("MatMul", q, k, name=f"{name}.scores"), name=f"{name}.scores/f32", to=1)
+        k = w.op("Concat", key, k, name=f"present.{i}.key", axis=2)
+        v = w.op("Concat", value, v, name=f"present.{i}.value", axis=2)
+        for tensor in (k, v):
+            w.output(tensor, self.compute, [1, s.kv_heads, "P+S", s.head_dim])
+        if self.groups > 1:  # [1, heads, S, D] -> [1, kv_heads, groups * S, D]
+            shared = w.constant([1, s.kv_heads, -1, s.head_dim], np.int64)
+            q = w.op("Reshape", q, shared, name=f"{name}.q/groups")
+        k = w.op("Transpose", k, name=f"{name}.keys/transposed", perm=[0, 1, 3, 2])
+        scores = self._wide(w.op("MatMul", q, k, name=f"{name}.scores"), f"{name}.scores/f32")
         scores = w.op("Add", scores, self.mask, name=f"{name}.scores/masked")
-        weights = w.op("Softmax", scores, name=f"{name}.softmax", axis=-1)
-        weights = w.op("Cast", weights, name=f"{name}.weights", to=self.kind)
+        weights = self._narrow(w.op("Softmax", scores, name=f"{name}.softmax", axis=-1), f"{name}.weights")
         out = w.op("MatMul", weights, v, name=f"{name}.mixed")
-        if groups > 1:
-            joined = w.constant([1, s.heads, -1, s.head_dim], np.int64)
-            out = w.op("Reshape", out, joined, name=f"{name}.mixed/heads")
+        if self.groups > 1:
+            apart = w.constant([1, s.heads, -1, s.head_dim], np.int64)
+            out = w.op("Reshape", out, apart, name=f"{name}.mixed/heads")
         out = w.op("Transpose", out, name=f"{name}.mixed/tokens", perm=[0, 2, 1, 3])
         flat = w.constant([1, -1, s.heads * s.head_dim], np.int64)
         return self._linear(w.op("Reshape", out, flat, name=f"{name}.mixed/flat"), f"{name}.o_proj")
@@ -203,45 +213,69 @@ class _Decoder:
         x = self.w.op("Reshape", x, shape, name=f"{x}/heads")
         return self.w.op("Transpose", x, name=f"{x}/first", perm=[0, 2, 1, 3])
 
-    def _rotate(self, x: str, name: str) -> str:
+    def _rotate(self, x: str, name: str, scale: float = 1.0) -> str:
+        """Rotate pairs of channels by their position (Su et al., RoFormer, 2021), in float32, and scale."""
         w, half = self.w, exact_div(self.shape.head_dim, 2)
+        x = self._wide(x, f"{name}/f32")
         zero, middle, end, axis = (w.constant([v], np.int64) for v in (0, half, 2 * half, 3))
         low = w.op("Slice", x, zero, middle, axis, name=f"{name}/low")
         high = w.op("Slice", x, middle, end, axis, name=f"{name}/high")
         turned = w.op("Concat", w.op("Neg", high, name=f"{name}/neg"), low, name=f"{name}/turned", axis=3)
         a = w.op("Mul", x, self.cos, name=f"{name}/cos")
         b = w.op("Mul", turned, self.sin, name=f"{name}/sin")
-        return w.op("Add", a, b, name=f"{name}/rotated")
+        x = w.op("Add", a, b, name=f"{name}/rotated")
+        if scale != 1.0:
+            x = w.op("Mul", x, w.constant(scale, np.float32), name=f"{name}/scaled")
+        return self._narrow(x, f"{name}/narrow")
 
     def _norm(self, x: str, name: str) -> str:
+        """Divide by the root of the mean square (Zhang and Sennrich, RMSNorm, 2019), in float32."""
         w = self.w
-        wide = w.op("Cast", x, name=f"{name}/f32", to=1)
-        square = w.op("Mul", wide, wide, name=f"{name}/square")
+        x = self._wide(x, f"{name}/f32")
+        square = w.op("Mul", x, x, name=f"{name}/square")
         mean = w.op("ReduceMean", square, w.constant([-1], np.int64), name=f"{name}/mean", keepdims=1)
         shifted = w.op("Add", mean, w.constant(self.shape.epsilon, np.float32), name=f"{name}/shifted")
-        root = w.op("Sqrt", shifted, name=f"{name}/root")
-        unit = w.op("Div", wide, root, name=f"{name}/unit")
+        unit = w.op("Div", x, w.op("Sqrt", shifted, name=f"{name}/root"), name=f"{name}/unit")
         gain = w.weight(f"{name}.weight", self.weights(f"{name}.weight"))
-        return w.op("Cast", w.op("Mul", unit, gain, name=f"{name}/scaled"), name=name, to=self.kind)
+        return self._narrow(w.op("Mul", unit, gain, name=f"{name}/scaled"), name)
 
     def _linear(self, x: str, name: str) -> str:
-        return linear(self.w, x, name, self.weights(f"{name}.weight"), self.how)
+        weight = self.weights(f"{name}.weight")
+        if self.how.bits == 4 and int4_block(weight.T.shape) is None:
+            self.kept.append(name)
+        y = linear(self.w, x, name, weight, self.how)
+        if name.rpartition(".")[2] not in self.shape.biased:
+            return y
+        bias = self.w.weight(f"{name}.bias", self.weights(f"{name}.bias"), self.compute)
+        return self.w.op("Add", y, bias, name=f"{name}/biased")
+
+    def _wide(self, x: str, name: str) -> str:
+        return x if self.compute is np.float32 else self.w.cast(x, np.float32, name)
+
+    def _narrow(self, x: str, name: str) -> str:
+        return x if self.compute is np.float32 else self.w.cast(x, self.compute, name)
 
 
 def rotary_tables(shape: DecoderShape) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return cosine and sine, float32 [context, head_dim], computed in float64 (RoFormer, 2021)."""
-    frequency = shape.theta ** (-np.arange(0, shape.head_dim, 2) / shape.head_dim)
-    angle = np.arange(shape.context)[:, None] * frequency
+    """Return cosine and sine, float32 [context, head_dim].
+
+    Angles are rounded to float32, as in the models' training; in float16 they are wrong from position
+    2,048 on, where it holds even numbers only.
+    """
+    frequency = (shape.theta ** (-np.arange(0, shape.head_dim, 2) / shape.head_dim)).astype(np.float32)
+    angle = np.arange(shape.context, dtype=np.float32)[:, None] * frequency
     angle = np.concatenate([angle, angle], axis=1)
-    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+    return np.cos(angle), np.sin(angle)
 
 
 def write_embedding(path: Path, table: NDArray[np.float32], how: Precision) -> None:
     """Write ``embed.onnx``: ``input_ids`` int64 [1, S] -> ``inputs_embeds`` float32 [1, S, H]."""
-    with GraphWriter(path, "embed") as w:
+    with GraphWriter(path, "embed", opset=18) as w:
         ids = w.input("input_ids", np.int64, [1, "S"])
-        stored = w.weight("embed_tokens.weight", table.astype(how.compute))
-        rows = w.op("Gather", stored, ids, name="rows", axis=0)
-        wide = w.op("Cast", rows, name="rows/f32", to=1)
-        w.output("inputs_embeds", wide, np.float32, [1, "S", table.shape[1]])
+        stored = w.weight("embed_tokens.weight", table, how.table)
+        half = how.table is np.float16
+        rows = w.op("Gather", stored, ids, name="rows" if half else "inputs_embeds", axis=0)
+        if half:
+            w.cast(rows, np.float32, "inputs_embeds")
+        w.output("inputs_embeds", np.float32, [1, "S", table.shape[1]])
         w.save()

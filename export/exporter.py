@@ -21,6 +21,7 @@ from pulse_edge.evaluate.labels import label_set
 from pulse_edge.export.decoder import DecoderShape, decoder_shape, write_decoder, write_embedding
 from pulse_edge.export.graphs import write_vision
 from pulse_edge.export.jetson import check, write_build_files
+from pulse_edge.export.onnx_writer import check_graph
 from pulse_edge.export.weights import Precision
 from pulse_edge.model.checkpoint import load_model, read_card
 from pulse_edge.model.pulse import PulseForConditionalGeneration
@@ -52,19 +53,25 @@ def export_to_folder(
         report("decoder graph")
         weights = _weights(model)
         write_embedding(folder / "embed.onnx", weights("embed_tokens.weight"), how)
-        write_decoder(folder / "decoder.onnx", shape, weights, how)
+        kept = write_decoder(folder / "decoder.onnx", shape, weights, how)
+        if kept:
+            report(f"int4 does not fit {len(kept)} layer(s), which stay in fp16")
         if model.config.merge == "spatial_unpad":
             np.save(folder / "image_newline.npy", model.model.image_newline.detach().float().numpy())
         for name in ("tokenizer.model", "tokenizer_config.json"):
             if (checkpoint / name).is_file():
                 shutil.copyfile(checkpoint / name, folder / name)
         write_atomic(folder / "LICENCES.txt", _licences(card).encode())
+        report("checking the graphs")
+        graphs = sorted(folder.glob("*.onnx"))
+        for path in graphs:
+            check_graph(path)
         if target == "jetson":
-            report("checking TensorRT's operator support")
-            check(folder)
-            write_build_files(folder, shape, tokens, {"name": device.name})
+            check(folder, device)
+            write_build_files(folder, shape, tokens, device)
         fields = _fields(checkpoint, card, model, tokenizer, shape, target, device, how, tokens)
-        fields["graphs"] = {p.stem: _graph(p) for p in sorted(folder.glob("*.onnx"))}
+        fields["precision"]["decoder_kept_fp16"] = kept
+        fields["graphs"] = {path.stem: _graph(path) for path in graphs}
         manifest = write_manifest(folder, fields)
         if gate is not None:
             report("measuring parity")
@@ -100,7 +107,7 @@ def _fields(
 ) -> dict[str, Any]:
     labels, scoring = label_set(card)
     sources = sorted(checkpoint.glob("*.safetensors"))
-    vision = "fp16" if how.compute is np.float16 else "fp32"
+    vision, table = (f"fp{8 * np.dtype(kind).itemsize}" for kind in (how.compute, how.table))
     return {
         "model": {
             "name": card["name"],
@@ -111,7 +118,7 @@ def _fields(
         },
         "target": target,
         "device": {"profile": device.name, "constraints": device.constraints},
-        "precision": {"vision": vision, "embed": vision, "decoder": how.name},
+        "precision": {"vision": vision, "embed": table, "decoder": how.name, "lm_head": table},
         "preprocessing": {
             "tile_size": contract.TILE_SIZE,
             "max_tiles": contract.MAX_TILES,

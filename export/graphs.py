@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import errno
+import os
 import warnings
 from pathlib import Path
 
@@ -95,8 +97,18 @@ def write_vision(path: Path, model: PulseForConditionalGeneration, half: bool) -
         if program is None:  # the dynamo exporter always returns one
             raise PulseEdgeError("torch.onnx returned no graph. Install torch >=2.9,<2.14.")
         _strip(program.model)
-        program.save(str(path), external_data=True)
+        _save(program, path)
     return tokens
+
+
+def _save(program: torch.onnx.ONNXProgram, path: Path) -> None:
+    try:
+        program.save(str(path), external_data=True)
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        # numpy's tofile, which torch uses, says how much it wrote, but not that the disk was full.
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
 
 def _strip(model: object) -> None:

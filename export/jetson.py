@@ -8,51 +8,58 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 from pulse_edge.bundle import write_atomic
 from pulse_edge.contract import MAX_TILES
+from pulse_edge.device import Device
 from pulse_edge.errors import GateError
 from pulse_edge.export.decoder import DecoderShape
 from pulse_edge.export.trt_support import problems
 
-WORKSPACE_MIB = 1024
-Profile = dict[str, dict[str, list[int]]]
+WORKSPACE_MIB: Final = 1024
+TEXT: Final = 64  # tokens beside the image in a usual prompt: system, roles and question
+QUESTION: Final = 256  # longest that is read behind an image already read
+KINDS: Final = ("min", "opt", "max")
+Profile = dict[str, dict[str, list[int]]]  # input -> min, opt, max -> shape
 
 
-def profiles(shape: DecoderShape, tokens_per_tile: int) -> dict[str, list[Profile]]:
-    """Return the optimisation profiles of every graph with a dynamic dimension.
+def profiles(shape: DecoderShape, tokens_per_tile: int) -> dict[str, dict[str, Profile]]:
+    """Return the optimisation profiles of every graph with a dynamic dimension, by graph and use.
 
-    The decoder has two: reading a prompt of up to the whole context, and generating one token.
-    An empty cache is a dimension of length 0, which TensorRT takes as any other length ("Working
-    with Empty Tensors" in its developer guide).
+    The decoder has three, in this order: ``prompt`` reads anything up to the whole context into an empty
+    cache; ``question`` reads a few tokens behind a kept image; ``token`` generates. In each, cache and
+    new tokens together fit the context, so that no profile makes TensorRT reserve memory for lengths
+    that cannot occur.
     """
-    image = tokens_per_tile * MAX_TILES
-    prompt = min(image + 64, shape.context)
-    reading = _decoder_profile(shape, (1, prompt, shape.context), (0, 0, shape.context - 1))
-    writing = _decoder_profile(shape, (1, 1, 1), (0, prompt, shape.context - 1))
-    ids = {"input_ids": {"min": [1, 1], "opt": [1, 32], "max": [1, shape.context]}}
-    return {"embed": [ids], "decoder": [reading, writing]}
+    context, image = shape.context, tokens_per_tile * MAX_TILES
+    prompt = min(image + TEXT, context)
+    question = max(1, min(QUESTION, context // 4))
+    kept = max(1, context - question)
+    decoder = {
+        "prompt": _decoder_profile(shape, (1, prompt, context), (0, 0, 0)),
+        "question": _decoder_profile(
+            shape, (1, min(TEXT // 2, question), question), (1, min(image + TEXT // 2, kept), kept)
+        ),
+        "token": _decoder_profile(shape, (1, 1, 1), (1, min(prompt, context - 1), context - 1)),
+    }
+    text = {"input_ids": {"min": [1, 1], "opt": [1, min(TEXT, context)], "max": [1, context]}}
+    return {"embed": {"text": text}, "decoder": decoder}
 
 
 def _decoder_profile(
     shape: DecoderShape, length: tuple[int, int, int], past: tuple[int, int, int]
 ) -> Profile:
-    kinds = ("min", "opt", "max")
-    profile = {
-        "inputs_embeds": {k: [1, n, shape.hidden] for k, n in zip(kinds, length, strict=True)},
-    }
+    profile = {"inputs_embeds": {k: [1, n, shape.hidden] for k, n in zip(KINDS, length, strict=True)}}
     for i in range(shape.layers):
         for part in ("key", "value"):
             profile[f"past_key_values.{i}.{part}"] = {
-                k: [1, shape.kv_heads, n, shape.head_dim] for k, n in zip(kinds, past, strict=True)
+                k: [1, shape.kv_heads, n, shape.head_dim] for k, n in zip(KINDS, past, strict=True)
             }
     return profile
 
 
-def write_build_files(
-    folder: Path, shape: DecoderShape, tokens_per_tile: int, device: dict[str, Any]
-) -> None:
+def write_build_files(folder: Path, shape: DecoderShape, tokens_per_tile: int, device: Device) -> None:
     """Write ``build/profiles.json``, ``build/build.sh`` and ``build/README.md`` into a bundle."""
     build = folder / "build"
     build.mkdir()
@@ -60,10 +67,23 @@ def write_build_files(
     write_atomic(build / "profiles.json", (json.dumps(plan, indent=1) + "\n").encode())
     write_atomic(build / "build.sh", _script(plan).encode())
     (build / "build.sh").chmod(0o755)
-    write_atomic(build / "README.md", _README.format(device=device["name"]).encode())
+    write_atomic(build / "README.md", _README.format(device=device.title).encode())
 
 
-def _script(plan: dict[str, list[Profile]]) -> str:
+def check(folder: Path, device: Device) -> None:
+    """Check every graph of a bundle against TensorRT's documented support.
+
+    Raises:
+        GateError: names the nodes that would be refused, and the remedy.
+    """
+    version = device.values["tensorrt"].value
+    found = [fault for path in sorted(folder.glob("*.onnx")) for fault in problems(path, version)]
+    if found:
+        more = f" ({len(found) - 5} more)" if len(found) > 5 else ""
+        raise GateError("TensorRT would refuse this bundle; it was not kept. " + " ".join(found[:5]) + more)
+
+
+def _script(plan: dict[str, dict[str, Profile]]) -> str:
     lines = [
         "#!/bin/sh",
         "# Build the TensorRT engines of this bundle on the Jetson it runs on.",
@@ -82,10 +102,9 @@ def _script(plan: dict[str, list[Profile]]) -> str:
             "--timingCacheFile=engines/timing.cache",
             "--skipInference",
         ]
-        many = len(plan.get(graph, [])) > 1
-        for k, profile in enumerate(plan.get(graph, [])):
-            words += [f"--profile={k}"] if many else []
-            for kind in ("min", "opt", "max"):
+        for k, profile in enumerate(plan.get(graph, {}).values()):
+            words.append(f"--profile={k}")
+            for kind in KINDS:
                 shapes = ",".join(f"{n}:{'x'.join(map(str, s[kind]))}" for n, s in profile.items())
                 words.append(f"--{kind}Shapes={shapes}")
         lines.append(" \\\n  ".join(words))
@@ -97,20 +116,17 @@ _README = """# Building the engines
 Run `build/build.sh` on the {device}. It calls `trtexec` of the installed TensorRT (set `TRTEXEC` if
 it stands elsewhere) and writes `engines/`. Engines work only on the GPU and TensorRT version they were
 built with; after an update of JetPack, run it again. `profiles.json` holds the same shapes for
-programs that use TensorRT's Python interface.
+programs that use TensorRT's Python interface; its order is that of the profiles in the engine.
 
-This script was not run on hardware: TensorRT cannot be installed where the bundle was tested. The
-graphs were checked against the parser's documented operators, and every profile's shapes were
-executed in ONNX Runtime.
+This script was not run on hardware: TensorRT cannot be installed where the bundle was made. The
+graphs were checked against the parser's documented operators, and every profile's shapes are
+executed in ONNX Runtime by the tests of pulse-edge. What to look at first on a device:
+
+- The profile `prompt` has an empty cache: a dimension of length 0. TensorRT takes such tensors
+  ("Working with Empty Tensors" in its developer guide; pytorch/TensorRT pull request 4665 reports a
+  profile with a minimum of 0 executed on 11.1; 7.0 refused one, NVIDIA/TensorRT issue 337).
+- int4 weights need opset 21. The parser of TensorRT 10.1 and later takes them, though versions before
+  10.9 state opset 20 as their highest. All other graphs are of opset 18 or 19.
+- int8 weights are dequantised into fp16 matrix products. If a build of them fails (NVIDIA/TensorRT
+  issue 4832 reports one on Orin), export with `--precision fp16` or `int4`.
 """
-
-
-def check(folder: Path) -> None:
-    """Check every graph of a bundle against TensorRT's documented support.
-
-    Raises:
-        GateError: names each node that would be refused, and the remedy.
-    """
-    found = [fault for path in sorted(folder.glob("*.onnx")) for fault in problems(path)]
-    if found:
-        raise GateError("TensorRT would refuse this bundle; it was not kept. " + " ".join(found[:5]))

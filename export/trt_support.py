@@ -1,10 +1,13 @@
 """What TensorRT's ONNX parser documents as supported, as data, and a check of a graph against it.
 
-Source: docs/operators.md of onnx/onnx-tensorrt as released with TensorRT 10.15, restricted to the
-operators that our graphs use; none of these is a recent addition: each is in the table of
-TensorRT 10.1 too. Blocked int4 weights: TensorRT developer guide, "Working with Quantized Types":
-symmetric, blocks of 64 or 128. TensorRT itself cannot be installed here, so the check says what the
-documents promise, not what a device did.
+Sources: docs/operators.md of onnx/onnx-tensorrt as released with TensorRT 9.2 and with 10.15. An
+operator or type is listed here if both tables have it, so that it holds for every 10.x between; of
+their restrictions the stricter counts (9.2: axes of Slice, Squeeze and Unsqueeze are initialisers;
+10.15: those of ReduceMean are, and LayerNormalization has one output). INT4 came between: it is in
+10.15's table. Its rules (symmetric, blocks of 64 or 128, an even last dimension) are those of
+TensorRT's developer guide, "Working with Quantized Types". Only operators that our graphs use are
+listed. TensorRT cannot be installed here, so the check says what the documents promise, not what a
+device did.
 """
 
 from __future__ import annotations
@@ -16,12 +19,16 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from pulse_edge.export.onnx_writer import infer
+
 _FLOATS: Final = frozenset({"FLOAT", "FLOAT16", "BFLOAT16"})
-_NUMBERS: Final = _FLOATS | {"INT32", "INT64"}
+_INTEGERS: Final = frozenset({"INT32", "INT64"})
+_NUMBERS: Final = _FLOATS | _INTEGERS
 _ANY: Final = _NUMBERS | {"BOOL"}
+# Types that an operator's data may have.
 OPERATORS: Final[dict[str, frozenset[str]]] = {
     "Add": _NUMBERS,
-    "Cast": _ANY | {"UINT8"},
+    "Cast": _ANY,
     "Concat": _ANY,
     "Conv": _FLOATS,
     "DequantizeLinear": frozenset({"INT8", "INT4"}),
@@ -29,7 +36,6 @@ OPERATORS: Final[dict[str, frozenset[str]]] = {
     "Erf": _FLOATS,
     "Expand": _ANY,
     "Gather": _ANY,
-    "Identity": _ANY,
     "LayerNormalization": _FLOATS,
     "LessOrEqual": _NUMBERS,
     "MatMul": _FLOATS,
@@ -49,60 +55,95 @@ OPERATORS: Final[dict[str, frozenset[str]]] = {
     "Unsqueeze": _ANY,
     "Where": _ANY,
 }
+# Inputs that steer an operator rather than being its data: position -> types.
+_STEERING: Final[dict[str, dict[int, frozenset[str]]]] = {
+    "DequantizeLinear": {1: _FLOATS, 2: frozenset({"INT8", "INT4"})},
+    "Expand": {1: _INTEGERS},
+    "Gather": {1: _INTEGERS},
+    "ReduceMean": {1: _INTEGERS},
+    "Reshape": {1: _INTEGERS},
+    "Slice": dict.fromkeys((1, 2, 3, 4), _INTEGERS),
+    "Squeeze": {1: _INTEGERS},
+    "Unsqueeze": {1: _INTEGERS},
+    "Where": {0: frozenset({"BOOL"})},
+}
+# Inputs that must be known when the engine is built.
+_FIXED: Final = {"ReduceMean": 1, "Slice": 3, "Squeeze": 1, "Unsqueeze": 1}
 INT4_BLOCKS: Final = (64, 128)
-MAX_OPSET: Final = 24  # of the parser in TensorRT 10.15; 10.3 on JetPack 6 states 20, see facts in README
+# Highest opset by the first version that states it (operators.md, release notes).
+OPSETS: Final = (((9, 2), 19), ((10, 0), 20), ((10, 9), 22), ((10, 13), 24))
+# Blocks of DequantizeLinear are opset 21; the parser takes them from 10.1 on, which states opset 20.
+INT4_SINCE: Final = ((10, 1), 21)
 
 
-def problems(path: Path) -> list[str]:
+def highest_opset(version: str | None) -> int:
+    """Return the highest opset for a TensorRT version, e.g. ``"10.3.0"``; the latest known for ``None``."""
+    if version is None:
+        return OPSETS[-1][1]
+    number = tuple(int(part) for part in version.split(".")[:2])
+    return max((opset for since, opset in (*OPSETS, INT4_SINCE) if number >= since), default=OPSETS[0][1])
+
+
+def problems(path: Path, version: str | None = None) -> list[str]:
     """Return one sentence for every node that TensorRT's documents do not promise to take.
 
     Args:
         path: of an ONNX file; its external weights are not read.
+        version: of TensorRT on the device, where it is known.
     """
-    model = onnx.load(str(path), load_external_data=False)
-    found = [
-        f"opset {entry.version} is above {MAX_OPSET}; export at a lower opset."
-        for entry in model.opset_import
-        if entry.domain in ("", "ai.onnx") and entry.version > MAX_OPSET
-    ]
-    types = _types(model)
+    model, types = infer(path)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    highest = highest_opset(version)
+    found = [
+        f"{path.name} has opset {entry.version}, and TensorRT {version or 'of today'} reads up to {highest}; "
+        "update JetPack or use another --precision."
+        for entry in model.opset_import
+        if entry.domain in ("", "ai.onnx") and entry.version > highest
+    ]
     for node in model.graph.node:
         where = f"{path.name}: node {node.name!r} ({node.op_type})"
-        if node.domain not in ("", "ai.onnx"):
-            found.append(f"{where} is of domain {node.domain!r}; only plain ONNX operators are taken.")
-        elif node.op_type not in OPERATORS:
-            found.append(f"{where} is not in TensorRT's table; rewrite it with the operators that are.")
-        elif types.get(node.input[0]) not in OPERATORS[node.op_type]:
-            found.append(f"{where} is not documented for {types.get(node.input[0])}; cast its input.")
-        elif node.op_type == "DequantizeLinear":
-            found += [f"{where} {fault}" for fault in _dequantize_faults(node, weights)]
-        elif node.op_type == "ReduceMean" and len(node.input) > 1 and node.input[1] not in weights:
-            found.append(f"{where} has computed axes; they must be an initialiser.")
+        found += [f"{where} {fault}" for fault in _faults(node, types, weights)]
     return found
 
 
-def _dequantize_faults(node: onnx.NodeProto, weights: dict[str, TensorProto]) -> list[str]:
+def _faults(node: onnx.NodeProto, types: dict[str, str], weights: dict[str, TensorProto]) -> list[str]:
+    if node.domain not in ("", "ai.onnx"):
+        return [f"is of domain {node.domain!r}; rewrite it with plain ONNX operators."]
+    if node.op_type not in OPERATORS:
+        return ["is not in TensorRT's table; rewrite it with operators that are."]
+    steering = _STEERING.get(node.op_type, {})
     faults = []
-    if len(node.input) > 2 and node.input[2] not in ("", None):
-        zero = weights.get(node.input[2])
-        if zero is None or np.any(onnx.numpy_helper.to_array(zero)):
-            faults.append("has a zero point other than 0; quantise symmetrically.")
-    weight = weights.get(node.input[0])
-    if weight is not None and weight.data_type == TensorProto.INT4:
-        block = next((a.i for a in node.attribute if a.name == "block_size"), 0)
-        if block not in INT4_BLOCKS:
-            faults.append(f"has int4 blocks of {block}; use 64 or 128.")
-        if weight.dims[-1] % 2:
-            faults.append(f"has an odd last dimension, {weight.dims[-1]}; keep this layer in fp16.")
+    for position, name in enumerate(node.input):
+        allowed = steering.get(position, OPERATORS[node.op_type])
+        if name and types.get(name) not in allowed:
+            faults.append(f"is not documented for {types.get(name)} {name!r}; cast it to another type.")
+    if node.op_type == "Cast" and types.get(node.output[0]) not in OPERATORS["Cast"]:
+        faults.append(f"cannot make {types.get(node.output[0])}; cast to another type.")
+    fixed = _FIXED.get(node.op_type)
+    if fixed is not None and len(node.input) > fixed and node.input[fixed] not in weights:
+        faults.append(f"computes its axes {node.input[fixed]!r}; make them an initialiser.")
+    if node.op_type == "LayerNormalization" and any(node.output[1:]):
+        faults.append("has more than one output; use only the first.")
+    if node.op_type == "DequantizeLinear":
+        faults += _dequantize_faults(node, types, weights)
     return faults
 
 
-def _types(model: onnx.ModelProto) -> dict[str, str]:
-    """Element type of every tensor, by name."""
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    types = {
-        value.name: TensorProto.DataType.Name(value.type.tensor_type.elem_type)
-        for value in [*inferred.input, *inferred.value_info, *inferred.output]
-    }
-    return types | {t.name: TensorProto.DataType.Name(t.data_type) for t in inferred.initializer}
+def _dequantize_faults(
+    node: onnx.NodeProto, types: dict[str, str], weights: dict[str, TensorProto]
+) -> list[str]:
+    faults = []
+    if len(node.input) > 2 and node.input[2]:
+        zero = weights.get(node.input[2])
+        if zero is None or np.any(onnx.numpy_helper.to_array(zero)):
+            faults.append("has a zero point other than 0; quantise symmetrically.")
+    if types.get(node.input[0]) == "INT4":
+        weight = weights.get(node.input[0])
+        block = next((a.i for a in node.attribute if a.name == "block_size"), 0)
+        if weight is None:
+            faults.append("has int4 values that are computed; int4 is for weights only.")
+        elif weight.dims[-1] % 2:
+            faults.append(f"has an odd last dimension, {weight.dims[-1]}; keep this layer in fp16.")
+        if block not in INT4_BLOCKS:
+            faults.append(f"has int4 blocks of {block}; use 64 or 128.")
+    return faults

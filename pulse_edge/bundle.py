@@ -20,6 +20,10 @@ from typing import Any, Final
 from pulse_edge.contract import BUNDLE_SCHEMA, MANIFEST
 from pulse_edge.errors import BundleError, PulseEdgeError, UserError
 
+_UNUSABLE: Final = (
+    *(errno.EACCES, errno.EROFS, errno.EPERM),
+    *(errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EBUSY),
+)
 REQUIRED: Final = ("schema", "model", "target", "graphs", "files", "preprocessing", "prompt", "generation")
 
 
@@ -63,10 +67,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         PulseEdgeError: the disk is full or the place cannot be written.
         UserError: ``path`` is a file.
     """
-    path = Path(path).absolute()
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file; a folder is to be written there. Choose another name.")
+    path = Path(path).resolve()  # of a link, the folder that it names is replaced
     with _disk(path.parent):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file; a folder is to be written there. Choose another name.")
         path.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
         try:
@@ -75,14 +79,23 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             _flush(work)
             if path.exists():
                 old = work.with_suffix(".replaced")
-                os.rename(path, old)
-                os.rename(work, path)
+                _swap(path, work, old)
                 shutil.rmtree(old)
             else:
                 os.rename(work, path)
             _fsync(path.parent)
         finally:
             shutil.rmtree(work, ignore_errors=True)
+
+
+def _swap(path: Path, new: Path, old: Path) -> None:
+    """Give ``new`` the name ``path`` and what was there the name ``old``, or leave all as it was."""
+    os.rename(path, old)
+    try:
+        os.rename(new, path)
+    except BaseException:
+        os.rename(old, path)
+        raise
 
 
 def write_manifest(folder: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,9 +124,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}. Make one with: pulse-edge export")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path} cannot be read: {error}. Copy the bundle again.") from error
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), int):
+    if not isinstance(manifest, dict) or type(manifest.get("schema")) is not int or manifest["schema"] < 1:
         raise BundleError(f"{path} is not a manifest of pulse-edge. Copy the bundle again.")
     if manifest["schema"] > BUNDLE_SCHEMA:
         raise BundleError(
@@ -121,8 +134,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{BUNDLE_SCHEMA}. Update it with: pip install --upgrade pulse-edge"
         )
     missing = [key for key in REQUIRED if key not in manifest]
-    if missing or not isinstance(manifest["files"], dict):
-        raise BundleError(f"{path} lacks {', '.join(missing) or 'a list of files'}. Export the bundle again.")
+    missing = missing or [key for key in ("files", "graphs") if not isinstance(manifest[key], dict)]
+    if missing:
+        raise BundleError(f"{path} lacks {', '.join(missing)}. Export the bundle again.")
     return manifest
 
 
@@ -130,20 +144,14 @@ def verify_bundle(folder: Path) -> list[str]:
     """Compare a bundle with its manifest; return one sentence for each problem, none if it is sound."""
     folder = Path(folder)
     try:
-        listed: dict[str, Any] = read_manifest(folder)["files"]
+        manifest = read_manifest(folder)
     except BundleError as error:
         return [str(error)]
-    problems = []
-    for name, entry in listed.items():
-        path = folder / name
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            problems.append(f"{name} lies outside the bundle; do not use this bundle.")
-        elif path.is_symlink() or not path.is_file():
-            problems.append(f"{name} is missing; copy the bundle again.")
-        elif not isinstance(entry, dict) or path.stat().st_size != entry.get("bytes"):
-            problems.append(f"{name} has another size than the manifest says; copy the bundle again.")
-        elif sha256_file(path) != entry.get("sha256"):
-            problems.append(f"{name} differs from what was exported; copy the bundle again.")
+    listed: dict[str, Any] = manifest["files"]
+    problems = [text for name, entry in listed.items() if (text := _problem(folder, name, entry))]
+    for role, graph in manifest["graphs"].items():
+        if not isinstance(graph, dict) or graph.get("file") not in listed:
+            problems.append(f"The graph {role} names no file of the bundle; export the bundle again.")
     try:
         extra = [name for name, _ in _files(folder) if name not in listed]
     except BundleError as error:
@@ -151,6 +159,22 @@ def verify_bundle(folder: Path) -> list[str]:
     return problems + [
         f"{name} is not part of the bundle; delete it or copy the bundle again." for name in extra
     ]
+
+
+def _problem(folder: Path, name: str, entry: Any) -> str | None:
+    """Compare one file with its entry in the manifest."""
+    path = folder / name
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        return f"{name} lies outside the bundle; do not use this bundle."
+    if os.path.islink(path) or not os.path.isfile(path):
+        return f"{name} is missing; copy the bundle again."
+    if not isinstance(entry, dict) or path.stat().st_size != entry.get("bytes"):
+        return f"{name} has another size than the manifest says; copy the bundle again."
+    try:
+        same = sha256_file(path) == entry.get("sha256")
+    except OSError as error:
+        return f"{name} cannot be read ({error.strerror}); check its rights or copy the bundle again."
+    return None if same else f"{name} differs from what was exported; copy the bundle again."
 
 
 def _files(folder: Path) -> list[tuple[str, Path]]:
@@ -188,7 +212,7 @@ def _disk(place: Path) -> Iterator[None]:
                 f"The disk of {place} is full; nothing was left there. "
                 "Free some space or choose another --output."
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if error.errno in _UNUSABLE:
             raise UserError(
                 f"{place} cannot be written ({error.strerror}). Choose another --output."
             ) from error

@@ -117,7 +117,6 @@ def evaluate(
     if as_json:
         _print_json(result)
         return
-    low, high = result["auroc_interval"] or (float("nan"), float("nan"))
     typer.echo(
         f"{result['n']} records of {result['patients']} patients; skipped: {result['skipped'] or 'none'}"
     )
@@ -126,7 +125,11 @@ def evaluate(
         others = (result["f1"][name], result["blank_image"]["auroc"][name], result["shuffled"]["auroc"][name])
         cells = [f"{'-' if v is None else format(v, '.3f'):>8s}" for v in (value, *others)]
         typer.echo(f"{name:8s}{''.join(cells)}")
-    typer.echo(f"macro AUROC, 95 % interval over patients: {low:.3f} to {high:.3f}")
+    if result["auroc_interval"]:
+        low, high = result["auroc_interval"]
+        typer.echo(f"macro AUROC, 95 % interval over patients: {low:.3f} to {high:.3f}")
+    else:
+        typer.echo("Too few patients for an interval of the macro AUROC.")
 
 
 @app.command()
@@ -223,7 +226,8 @@ def _usage(message: str) -> str:
     if message.startswith("No such command"):
         names = [c.name or getattr(c.callback, "__name__", "") for c in app.registered_commands]
         return str(UnknownNameError("command", message.split("'")[1], names))
-    return f"{message.rstrip('.')}. See: pulse-edge --help"
+    message = " ".join(message.split())
+    return f"{message}{'' if message.endswith(('.', '?', '!')) else '.'} See: pulse-edge --help"
 
 
 def _complain(message: str, code: int) -> int:

@@ -60,12 +60,14 @@ def export(
 
 def _check_output(output: Path, force: bool) -> None:
     """Refuse an output that would destroy something; only a bundle may be replaced."""
-    from pulse_edge.contract import MANIFEST
+    from pulse_edge.bundle import read_manifest
 
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
-    if not (output / MANIFEST).is_file():
-        raise UserError(f"{output} exists and is not a bundle. Choose another --output.")
+    try:
+        read_manifest(output)  # other software has files called manifest.json too
+    except BundleError as error:
+        raise UserError(f"{output} exists and is not a bundle. Choose another --output.") from error
     if not force:
         raise UserError(f"The bundle {output} exists already. Choose another --output, or add --force.")
 
@@ -129,16 +131,15 @@ def run(
     both = ask is None and not labels
     text = ""
     scores: dict[str, float] = {}
+    timing: dict[str, float | None] = {}
     if ask is not None or both:
         for piece in session.stream(page, ask or REPORT_QUESTION, max_new_tokens):
             text += piece
             on_text(piece)
-    timing = dict(session.timing_ms)
+        timing = dict(session.timing_ms)
     if labels or both:
         scores = session.label(page)
-        if not text:
-            timing = dict(session.timing_ms)
-    return {"text": text.strip(), "labels": scores, "timing_ms": timing}
+    return {"text": text.strip(), "labels": scores, "timing_ms": timing or dict(session.timing_ms)}
 
 
 def _page(image: Path | None, record: Path | None) -> Any:

@@ -76,7 +76,7 @@ def read_device(path: Path) -> Device:
     """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise PulseEdgeError(
             f"The device profile {path} cannot be read: {error}. Reinstall pulse-edge."
         ) from error

@@ -11,10 +11,13 @@ from typing import Any, Final
 
 # What each extra adds, by distribution name; "" is the base installation.
 NEEDED: Final = {
-    "": ("numpy", "pillow", "opencv-python-headless", "onnxruntime", "sentencepiece", "wfdb", "scikit-learn"),
+    "": (
+        "numpy", "pillow", "opencv-python-headless", "onnxruntime", "sentencepiece", "wfdb",
+        "scikit-learn", "scipy", "pyyaml", "typer", "rich",
+    ),
     "export": ("torch", "transformers", "safetensors", "onnx", "onnxscript"),
     "train": ("torch", "transformers", "safetensors", "accelerate"),
-}
+}  # fmt: skip
 _JETSON_MODEL: Final = Path("/proc/device-tree/model")
 _L4T: Final = Path("/etc/nv_tegra_release")
 

@@ -61,7 +61,8 @@ class UnknownNameError(UserError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+        plain = {known_name.lower(): known_name for known_name in names}
+        near = [plain[key] for key in difflib.get_close_matches(name.lower(), plain, n=1, cutoff=0.4)]
         hint = f"Did you mean {near[0]!r}? " if near else ""
         super().__init__(f"Unknown {kind} {name!r}. {hint}Known: {', '.join(names) or 'none'}.")
         self.kind, self.name, self.nearest = kind, name, near[0] if near else None

@@ -27,7 +27,7 @@ def load(path: str | PathLike[str], verify: bool = True, threads: int | None = N
         UnknownNameError: no such shipped model.
         MissingExtraError: a checkpoint is to be run without torch.
     """
-    folder = Path(path)
+    folder = Path(path).expanduser()
     if (folder / MANIFEST).is_file() or any(folder.glob("*.onnx")):
         return _open_bundle(folder, verify, threads)
     return _open_checkpoint(path)
@@ -41,13 +41,16 @@ def _open_bundle(folder: Path, verify: bool, threads: int | None) -> Session:
         raise BundleError(f"The bundle {folder} is not sound: {problems[0]}{more}")
     from pulse_edge.runtimes.onnx import OnnxBackend
 
-    return Session(
-        OnnxBackend(folder, manifest, threads),
-        Tokenizer.from_folder(folder),
-        manifest["labels"],
-        manifest["scoring"],
-        manifest["generation"]["max_new_tokens"],
-    )
+    try:
+        return Session(
+            OnnxBackend(folder, manifest, threads),
+            Tokenizer.from_folder(folder),
+            manifest["labels"],
+            manifest["scoring"],
+            manifest["generation"]["max_new_tokens"],
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{folder / MANIFEST} lacks a field ({error}). Export the bundle again.") from error
 
 
 def _open_checkpoint(path: str | PathLike[str]) -> Session:

@@ -37,7 +37,7 @@ class OnnxBackend:
         decoder = manifest["graphs"]["decoder"]["inputs"]
         self._caches = {name: entry for name, entry in decoder.items() if name.startswith("past_key_values.")}
         self._outputs = ["logits", *(name.replace("past_key_values", "present") for name in self._caches)]
-        self._context: int = manifest["generation"]["context"]
+        self.context: int = manifest["generation"]["context"]
         self._merge: str = manifest["preprocessing"]["merge"]
         newline = folder / "image_newline.npy"
         self._newline: NDArray[np.float32] | None = np.load(newline) if newline.is_file() else None
@@ -99,9 +99,9 @@ class OnnxBackend:
 
     def _run(self, embeds: NDArray[np.float32]) -> NDArray[np.float32]:
         total = self.position + len(embeds)
-        if total > self._context:
+        if total > self.context:
             raise UserError(
-                f"Picture and text make {total} tokens, but the model's context is {self._context}. "
+                f"Picture and text make {total} tokens, but the model's context is {self.context}. "
                 "Ask a shorter question."
             )
         logits, *present = self._decoder.run(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pulse_edge.image_io import open_image
+from pulse_edge.contract import IMAGE_TOKEN
+from pulse_edge.errors import UserError
+from pulse_edge.image_io import as_rgb, open_image
 from pulse_edge.model.preprocess import preprocess
 from pulse_edge.model.prompt import build_prompt, encode_prompt
 from pulse_edge.model.tokenizer import Tokenizer
@@ -22,6 +24,10 @@ Picture = str | PathLike[str] | Image.Image | NDArray[np.uint8]
 
 class Backend(Protocol):
     """One engine with a key-value cache: ONNX Runtime, TensorRT, Core ML, or PyTorch for reference."""
+
+    @property
+    def context(self) -> int:
+        """The most tokens that it can hold, visual ones included."""
 
     def encode(self, tiles: NDArray[np.float32], image_size: tuple[int, int]) -> NDArray[np.float32]:
         """Tiles float32 [n, 3, 336, 336] of a picture of (width, height) -> merged embeddings [N, H]."""
@@ -75,7 +81,6 @@ class Session:
         self.backend, self.tokenizer = backend, tokenizer
         self.labels, self.scoring, self.max_new_tokens = labels, scoring, max_new_tokens
         self.timing_ms: dict[str, float | None] = {}
-        self._seen: tuple[int, NDArray[np.uint8]] | None = None
         self._forget()
 
     def ask(self, image: Picture, question: str, max_new_tokens: int | None = None) -> str:
@@ -88,7 +93,8 @@ class Session:
         Args:
             image: a path, which is opened upright, a Pillow image, or uint8 [H, W, 3] RGB.
             question: free text, without ``<image>``.
-            max_new_tokens: at most so many tokens; the session's bound by default.
+            max_new_tokens: at most so many tokens; the session's bound by default. An answer also ends
+                where the model's context does.
 
         Raises:
             ImageError: the picture cannot be used.
@@ -96,12 +102,13 @@ class Session:
         """
         logits = self._read(image, question)
         budget = self.max_new_tokens if max_new_tokens is None else max_new_tokens
-        start, tokens = time.perf_counter(), 0
-        for piece, count in greedy(self.backend, self.tokenizer, logits, budget):
-            tokens = count
-            yield piece
-        if tokens:
-            self.timing_ms["decode_per_token"] = (time.perf_counter() - start) * 1e3 / tokens
+        room = self.backend.context - self.backend.position + 1  # the last token is not read again
+        spent, start = 0.0, time.perf_counter()
+        for piece, count in greedy(self.backend, self.tokenizer, logits, min(budget, room)):
+            spent += time.perf_counter() - start
+            self.timing_ms["decode_per_token"] = spent * 1e3 / count
+            yield piece  # the time that the caller takes over it is not ours
+            start = time.perf_counter()
 
     def label(self, image: Picture) -> dict[str, float]:
         """Return the probability of every label: that of the positive answer to its closed question,
@@ -123,6 +130,10 @@ class Session:
         return self._read(image, question)
 
     def _read(self, image: Picture, question: str) -> NDArray[np.float32]:
+        if IMAGE_TOKEN in question:
+            raise UserError(
+                f"The question must not contain {IMAGE_TOKEN}. Leave it out: the picture comes first."
+            )
         before, after = split_at_image(encode_prompt(build_prompt([(question, None)]), self.tokenizer))
         self._see(image, before)
         self.backend.rewind(self._kept)
@@ -133,8 +144,8 @@ class Session:
 
     def _see(self, image: Picture, before: list[int]) -> None:
         """Bring the backend to where the image has been read, unless it is there already."""
-        pixels = np.asarray(_picture(image))
-        if self._seen is not None and np.array_equal(self._seen[1], pixels):
+        pixels = _pixels(image)
+        if self._seen is not None and np.array_equal(self._seen, pixels):
             return
         self._forget()
         start = time.perf_counter()
@@ -145,17 +156,16 @@ class Session:
         self.backend.prefill(embeddings, before)
         self._prefix_ms = (time.perf_counter() - read) * 1e3
         self._kept = self.backend.position
-        self._seen = (self._kept, pixels)
+        self._seen = pixels.copy()  # the caller may draw the next picture into the same array
         self.timing_ms |= {"preprocess": (encoded - start) * 1e3, "vision": (read - encoded) * 1e3}
 
     def _forget(self) -> None:
-        self._seen, self._kept, self._prefix_ms = None, 0, 0.0
+        self._seen: NDArray[np.uint8] | None = None
+        self._kept, self._prefix_ms = 0, 0.0
         self.timing_ms = dict.fromkeys(("preprocess", "vision", "prefill", "decode_per_token"))
 
 
-def _picture(image: Picture) -> Any:
+def _pixels(image: Picture) -> NDArray[np.uint8]:
     if isinstance(image, np.ndarray):
         return image
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    return open_image(image, upright=True)
+    return np.asarray(as_rgb(image) if isinstance(image, Image.Image) else open_image(image, upright=True))

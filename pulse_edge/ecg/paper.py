@@ -128,8 +128,8 @@ def render(record: Record, style: PaperStyle | None = None) -> Page:
 
     Raises:
         UnknownNameError: unknown layout, grid colour or rhythm lead.
-        UserError: another value of the style is out of range, or nothing of the record is left
-            after ``start_s``.
+        UserError: another value of the style is out of range, or ``start_s`` does not lie within
+            the record.
     """
     style = style or PaperStyle()
     _check(style)
@@ -163,7 +163,7 @@ def _check(style: PaperStyle) -> None:
         raise UserError(f"The gain is {style.gain:g} mm/mV; choose one of 5, 10 and 20.")
     if not 40 <= style.dpi <= 600:
         raise UserError(f"The resolution is {style.dpi:g} dpi; choose a value from 40 to 600.")
-    if min(style.size_mm) < 60 or max(style.size_mm) > 600:
+    if not all(60 <= side <= 600 for side in style.size_mm):
         raise UserError(f"The page is {style.size_mm} mm; each side must be from 60 to 600 mm.")
 
 
@@ -210,10 +210,10 @@ def _place(record: Record, style: PaperStyle) -> tuple[Strip, ...]:
     columns, rhythm = LAYOUTS[style.layout]
     scale = style.dpi / 25.4
     shown = min((style.size_mm[0] - 2 * MARGIN_MM) / style.speed, record.duration - style.start_s)
-    if shown <= 0:
+    if not (style.start_s >= 0 and shown > 0):
         raise UserError(
             f"The page would begin at {style.start_s:g} s, but the record lasts {record.duration:g} s. "
-            "Choose an earlier start."
+            "Choose a start within it."
         )
     rows = len(columns[0]) + rhythm
     pitch = (style.size_mm[1] - style.header_mm - 6.0) / rows
@@ -254,7 +254,7 @@ def _polyline(
     colour: tuple[int, int, int],
     thickness: int,
 ) -> None:
-    """Draw an anti-aliased line through points, in pixels; NaN breaks it."""
+    """Draw an anti-aliased line through points, in pixels; it breaks where one is not finite."""
     limit = 4.0 * max(image.shape)  # keeps absurd amplitudes inside cv2's integer range
     points = np.stack([x, np.clip(y, -limit, limit)], axis=1)
     good: NDArray[np.bool_] = np.isfinite(x) & np.isfinite(y)

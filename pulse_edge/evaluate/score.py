@@ -54,7 +54,7 @@ def evaluate(
     Returns:
         ``n``, ``auroc`` and ``f1`` (macro and by label; a label whose truth is constant gets None),
         ``auroc_interval`` (95 %, bootstrap over patients), ``blank_image`` (the same on a page without
-        a trace), ``shuffled`` (the same scores against other records' truth), ``skipped`` by reason,
+        a trace), ``shuffled`` (the same scores, dealt out to the records by lot), ``skipped`` by reason,
         ``seconds_per_record``.
 
     Raises:
@@ -74,7 +74,7 @@ def evaluate(
             continue
         answer = model.label(render(record, style).image)
         scores.append([answer[name] for name in names])
-        truth.append([name in row["superclass"].split(";") for name in names])
+        truth.append([name in _superclasses(row) for name in names])
         patients.append(row.get("patient_id") or row["record"])
     tick(len(rows), len(rows))
     if not scores:
@@ -113,11 +113,15 @@ def _choose(
             skipped["no patient_id, so no side of the split"] += 1
         elif side is not None and split(row["patient_id"]) != side:
             skipped["patient of another side of the split"] += 1
-        elif not set(row["superclass"].split(";")) & set(names):
+        elif not _superclasses(row) & set(names):
             skipped["no superclass"] += 1
         else:
             chosen.append(row)
     return chosen, skipped
+
+
+def _superclasses(row: dict[str, str]) -> set[str]:
+    return {name.strip() for name in row["superclass"].split(";")}
 
 
 def auroc(true: Truth, score: Scores, names: Sequence[str]) -> dict[str, float | None]:

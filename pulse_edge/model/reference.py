@@ -60,6 +60,11 @@ class TorchBackend:
         self._cache: Any = DynamicCache()
 
     @property
+    def context(self) -> int:
+        """The most tokens that the model can hold, visual ones included."""
+        return int(self.model.config.text_config.max_position_embeddings)
+
+    @property
     def position(self) -> int:
         """Tokens read so far, visual ones included."""
         return int(self._cache.get_seq_length())
@@ -79,10 +84,9 @@ class TorchBackend:
 
     def _run(self, embeds: torch.Tensor) -> NDArray[np.float32]:
         start, length = self.position, embeds.shape[1]
-        longest = self.model.config.text_config.max_position_embeddings
-        if start + length > longest:
+        if start + length > self.context:
             raise UserError(
-                f"The conversation makes {start + length} tokens, but the model's context is {longest}. "
+                f"The conversation makes {start + length} tokens, but the model's context is {self.context}. "
                 "Start a new one, or ask a shorter question."
             )
         hidden = self.model.model.language_model(

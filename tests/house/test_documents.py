@@ -90,6 +90,26 @@ def test_the_check_command_ends_with_pytest(root: Path) -> None:
     assert {"ruff", "mypy"} <= {line.split()[0] for line in lines if line}
 
 
+def test_the_readme_table_holds_the_committed_figures(root: Path) -> None:
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"^<!-- figures: (\S+) -->\n\|.*\n\|[-|]+\n((?:\|.*\n)+)", readme, flags=re.MULTILINE)
+    assert found is not None
+    report = json.loads((root / found[1]).read_text(encoding="utf-8"))
+    expected = ""
+    for row in report["rows"]:
+        low, high = row["auroc_interval"]
+        cells = [
+            row["name"],
+            f"{row['auroc']['macro']:.3f} ({low:.3f} to {high:.3f})",
+            f"{row['blank_image']['auroc']['macro']:.3f}",
+            f"{row['f1']['macro']:.3f}",
+            f"{row['megabytes']:.1f}" if "megabytes" in row else "",
+            f"{row['seconds_per_record'] * 1e3:.0f}",
+        ]
+        expected += f"| {' | '.join(cells)} |\n"
+    assert found[2] == expected, f"the figures have changed; README's rows are now:\n{expected}"
+
+
 def test_no_document_waits_to_be_filled(root: Path) -> None:
     for path in (root / "README.md", *(root / "docs").glob("*.md")):
         assert not re.search(r"\b(?:TODO|TBD|FIXME|LEAD:)", path.read_text(encoding="utf-8")), path

@@ -1,0 +1,118 @@
+"""An export that cannot end well leaves nothing, and never touches what is not its own."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+
+def command(checkpoint: Path, output: Path, *more: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "pulse_edge.cli", "export", "--target", "onnx"),
+        *("--model", str(checkpoint), "--output", str(output), *more),
+    ]
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def test_export_as_json_names_bundle_size_and_parity(pulse, small_checkpoint, own_bundle, monkeypatch) -> None:
+    """With the graphs of the bundle that is there already: making them is tested elsewhere."""
+    from pulse_edge.export import exporter
+
+    def copied(path, model, half):
+        shutil.copy(own_bundle / path.name, path)
+        return 49
+
+    monkeypatch.setattr(exporter, "write_vision", copied)
+    old = (own_bundle / "manifest.json").read_bytes()
+    arguments = ("export", "--target", "onnx", "--model", small_checkpoint, "--output", own_bundle)
+    assert "add --force" in pulse(*arguments).refused()
+    assert (own_bundle / "manifest.json").read_bytes() == old
+    done = pulse(*arguments, "--force", "--json")
+    assert (done.code, done.err) == (0, "")
+    assert set(done.json) == {"bundle", "bytes", "parity"}
+    assert done.json["bundle"] == str(own_bundle)
+    files = [path for path in own_bundle.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    assert done.json["bytes"] == sum(path.stat().st_size for path in files)
+    parity = done.json["parity"]
+    assert parity["pages"] == 6
+    assert parity["label_flips"] == 0
+    assert parity["greedy_agreement"] == 1.0
+    assert 0 < parity["logits_max_abs"] <= parity["limits"]["logits"]
+    assert pulse("verify", own_bundle).code == 0
+    assert os.listdir(own_bundle.parent) == ["bundle"]
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)], ids=["", "force"])
+@pytest.mark.parametrize("kind", ["notes", "file", "checkpoint", "foreign manifest"])
+def test_what_is_not_a_bundle_is_never_touched(kind, force, pulse, small_checkpoint, tmp_path) -> None:
+    output = tmp_path / "precious"
+    if kind == "checkpoint":
+        shutil.copytree(small_checkpoint, output)
+    elif kind == "file":
+        output.write_text("mine")
+    else:
+        output.mkdir()
+        (output / "notes.txt").write_text("mine")
+        if kind == "foreign manifest":
+            (output / "manifest.json").write_text('{"manifest_version": 3, "name": "an extension"}')
+    before = contents(tmp_path)
+    sentence = pulse(
+        "export", "--target", "onnx", "--model", small_checkpoint, "--output", output, *force
+    ).refused()
+    assert "not a bundle. Choose another --output." in sentence
+    assert contents(tmp_path) == before
+
+
+def test_a_full_disk(small_checkpoint, tmp_path) -> None:
+    """A limit on the size of files stands for the disk: writing beyond it fails in the same way."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    done = subprocess.run(
+        command(small_checkpoint, tmp_path / "out" / "bundle"),
+        capture_output=True, text=True, preexec_fn=limit, timeout=900,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "is full" in done.stderr
+    assert "--output" in done.stderr
+    assert contents(tmp_path) in ({}, {"out": None})
+
+
+def test_ctrl_c(small_checkpoint, tmp_path) -> None:
+    output = tmp_path / "bundle"
+    process = subprocess.Popen(
+        command(small_checkpoint, output), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + 600
+        while not any(tmp_path.iterdir()):  # the temporary folder: the export has begun
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=600)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert out == ""
+    lines = [line for line in err.splitlines() if line]
+    assert lines == ["pulse-edge: Interrupted; nothing half-written was left. Run the same command again."]
+    assert list(tmp_path.iterdir()) == []

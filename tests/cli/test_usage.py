@@ -1,0 +1,77 @@
+"""Mistakes on the command line: one sentence, the nearest name, exit code 2."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("exprot",), "Did you mean 'export'?"),
+        (("evaluate",), "Did you mean 'eval'?"),
+        (("run", "x", "--imag", "y"), "--image"),
+        (("run",), "BUNDLE"),
+        (("eval", "x"), "--records"),
+        (("eval", "x", "--records", "y", "--limit", "many"), "--limit"),
+        (("export", "--target", "jetsn", "--model", "{checkpoint}"), "Did you mean 'jetson'?"),
+        (("export", "--device", "orin-nano", "--model", "{checkpoint}"), "Did you mean 'orin-nano-"),
+        (("export", "--target", "onnx", "--precision", "fp23", "--model", "{checkpoint}"), "Did you mean 'fp"),
+        (("export", "--device", "x86-cpu", "--model", "{checkpoint}"), "not a Jetson"),
+        (("export", "--model", "no/such/model"), "no/such/model"),
+        (("verify", "no-such-bundle"), "no-such-bundle"),
+        (("run", "no/such/bundle", "--image", "{page}"), "no/such/bundle"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_mistakes(arguments, sentence, pulse, small_checkpoint, page, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    filled = [a.format(checkpoint=small_checkpoint, page=page) for a in arguments]
+    assert sentence in pulse(*filled).refused()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "either --image PAGE.png or --record"),
+        (("--image", "{page}", "--record", "x"), "either --image PAGE.png or --record"),
+        (("--image", "{page}", "--ask", ""), "question is empty"),
+        (("--image", "{page}", "--ask", " \n"), "question is empty"),
+        (("--image", "{page}", "--ask", "<image>"), "must not contain <image>"),
+        (("--image", "{page}", "--ask", "Why? why? " * 300), "context is 512"),
+        (("--image", "{page}", "--max-new-tokens", "0"), "at least 1"),
+    ],
+    ids=["neither", "both", "empty", "blank", "mark", "long", "budget"],
+)
+def test_run_asks_for_one_ecg_and_a_usable_question(arguments, sentence, pulse, small_bundle, page) -> None:
+    assert sentence in pulse("run", small_bundle, *(a.format(page=page) for a in arguments)).refused()
+
+
+def test_with_json_the_error_is_json_too(pulse) -> None:
+    done = pulse("run", "x", "--json")
+    assert done.code == 2
+    assert json.loads(done.out) == {"error": done.err.removeprefix("pulse-edge: ").strip()}
+
+
+def test_an_unexpected_error_is_one_sentence_unless_debugging(pulse, monkeypatch) -> None:
+    monkeypatch.setattr("pulse_edge.commands.doctor", lambda: {}["nothing\nhere"])
+    done = pulse("doctor")
+    assert done.code == 1
+    assert done.err.count("\n") == 1
+    assert "Unexpected KeyError" in done.err
+    monkeypatch.setenv("PULSE_EDGE_DEBUG", "1")
+    with pytest.raises(KeyError):
+        from pulse_edge import cli
+
+        cli._guard(lambda: cli.app(["doctor"], standalone_mode=False))
+
+
+def test_an_unfinished_command_line_shows_the_help(pulse) -> None:
+    done = pulse()
+    assert done.code in (0, 2)
+    assert "export" in done.out + done.err
+    assert "Usage" in done.out + done.err
+    assert "See: pulse-edge" not in done.err

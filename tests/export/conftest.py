@@ -1,0 +1,142 @@
+"""Small random models, and the bundles exported from them."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import sentencepiece
+
+Step = Callable[..., tuple[np.ndarray, dict[str, np.ndarray]]]
+
+
+@pytest.fixture(scope="session")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A random model: convolutional tower, query heads that share key heads, tied embeddings.
+
+    Its MLP is 96 wide, which no block of int4 divides.
+    """
+    import torch
+    from transformers import LlamaConfig
+
+    from pulse_edge.model.pulse import PulseConfig, PulseForConditionalGeneration
+    from pulse_edge.model.tower import PulseConvVisionConfig
+
+    torch.manual_seed(0)
+    text = LlamaConfig(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=400, max_position_embeddings=400, tie_word_embeddings=True,
+        initializer_range=0.2,
+    )  # fmt: skip
+    config = PulseConfig(
+        text_config=text, vision_config=PulseConvVisionConfig(widths=(8, 8, 8, 16), depths=(1, 0, 0, 0)),
+        vision_feature_layer=-1, vision_feature_select_strategy="full", tie_word_embeddings=True,
+    )  # fmt: skip
+    model = PulseForConditionalGeneration(config)
+    model.train()
+    with torch.no_grad():
+        model.encode_images(torch.randn(5, 3, 336, 336))  # so that the running statistics are not trivial
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(student: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The random model as a checkpoint with a small tokenizer of its own and a card."""
+    from pulse_edge.model.checkpoint import save_model
+    from pulse_edge.model.tokenizer import Tokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    out = io.BytesIO()
+    text = ["USER: Does this ECG show a normal ECG? ASSISTANT: Yes", "USER: Report. ASSISTANT: No rhythm"]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text * 20), model_writer=out, model_type="bpe", vocab_size=400,
+        byte_fallback=True, normalization_rule_name="identity", unk_id=0, bos_id=1, eos_id=2, pad_id=-1,
+        hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    (folder / "tokenizer.model").write_bytes(out.getvalue())
+    (folder / "tokenizer_config.json").write_text(json.dumps({"legacy": False}))
+    card = {
+        "name": "student",
+        "metrics": [{"stage": "student", "set": "none", "auroc": {"macro": 0.5}}],
+        "licences": [{"what": "weights", "licence": "none"}],
+    }
+    save_model(student, Tokenizer.from_folder(folder), folder.parent / "student", card)
+    return folder.parent / "student"
+
+
+@pytest.fixture(scope="session")
+def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """Export the random model for a target in a precision, once."""
+    from pulse_edge.export import export_bundle
+
+    made: dict[tuple[str, str], Path] = {}
+
+    def export(target: str, precision: str) -> Path:
+        key = (target, precision)
+        if key not in made:
+            folder = tmp_path_factory.mktemp("bundles") / "-".join(key)
+            export_bundle(checkpoint, folder, target, precision=precision)
+            made[key] = folder
+        return made[key]
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def run() -> Callable[[Path], Step]:
+    """Open a decoder graph; the function that results reads embeddings and a cache.
+
+    It returns the logits [V] and the cache; without a cache it begins with an empty one.
+    """
+    import onnxruntime
+
+    def open_decoder(path: Path) -> Step:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        caches = [entry for entry in session.get_inputs() if entry.name != "inputs_embeds"]
+        kind = np.float16 if "16" in caches[0].type else np.float32
+        empty = {c.name: np.zeros([d if isinstance(d, int) else 0 for d in c.shape], kind) for c in caches}
+        outputs = ["logits", *(name.replace("past_key_values", "present") for name in empty)]
+
+        def step(embeds: np.ndarray, past: Mapping[str, np.ndarray] | None = None) -> Any:
+            feed = {"inputs_embeds": embeds.astype(np.float32), **(empty if past is None else past)}
+            logits, *present = session.run(outputs, feed)
+            return logits[0], dict(zip(empty, present, strict=True))
+
+        return step
+
+    return open_decoder
+
+
+@pytest.fixture(scope="session")
+def stored() -> Callable[[Path], dict[str, np.ndarray]]:
+    """Read the weights out of a graph's data file, by what the graph says; int4 unpacked to int8."""
+
+    def read(path: Path) -> dict[str, np.ndarray]:
+        model = onnx.load(str(path), load_external_data=False)
+        arrays = {}
+        for tensor in model.graph.initializer:
+            if not tensor.external_data:
+                arrays[tensor.name] = onnx.numpy_helper.to_array(tensor)
+                continue
+            place = {entry.key: entry.value for entry in tensor.external_data}
+            raw = (path.parent / place["location"]).read_bytes()
+            raw = raw[int(place["offset"]) : int(place["offset"]) + int(place["length"])]
+            if tensor.data_type == onnx.TensorProto.INT4:
+                both = np.frombuffer(raw, np.uint8)
+                values = np.stack([both & 15, both >> 4], axis=1).reshape(-1).astype(np.int8)
+                flat = np.where(values > 7, values - 16, values).astype(np.int8)
+            else:
+                flat = np.frombuffer(raw, onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+            arrays[tensor.name] = flat.reshape(tuple(tensor.dims))
+        return arrays
+
+    return read

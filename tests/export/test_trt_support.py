@@ -1,0 +1,149 @@
+"""The check against TensorRT's documents must refuse what they do not promise, and say what and why."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from pulse_edge.device import list_devices, load_device
+from pulse_edge.errors import GateError
+from pulse_edge.export.onnx_writer import check_graph, infer
+from pulse_edge.export.trt_support import OPERATORS, highest_opset, problems
+
+
+def write(path, nodes, inputs, outputs, constants=(), opset=18, domain=None):
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(n, t, s) for n, t, s in inputs],
+        [helper.make_tensor_value_info(n, t, s) for n, t, s in outputs],
+        list(constants),
+    )
+    opsets = [helper.make_opsetid("", opset)]
+    if domain:
+        opsets.append(helper.make_opsetid(domain, 1))
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), str(path))
+    return path
+
+
+def array(name, values):
+    return onnx.numpy_helper.from_array(np.asarray(values), name)
+
+
+FLOAT, DOUBLE, INT64 = TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT64
+X = ("x", FLOAT, [2, 4])
+
+
+def node(kind, *inputs, out="y", **attributes):
+    return helper.make_node(kind, list(inputs), [out], name="culprit", **attributes)
+
+
+CASES = {
+    "no such operator": (
+        [node("Unique", "x")], [X], [("y", FLOAT, None)], [],
+        "'culprit' (Unique) is not in TensorRT's table; rewrite",
+    ),
+    "type of the data": (
+        [node("Add", "x", "x")], [("x", DOUBLE, [2])], [("y", DOUBLE, [2])], [],
+        "'culprit' (Add) is not documented for DOUBLE 'x'; cast",
+    ),
+    "type of a second input": (
+        [node("Where", "c", "x", "x")], [("c", TensorProto.BOOL, [2]), ("x", TensorProto.UINT8, [2])],
+        [("y", TensorProto.UINT8, [2])], [],
+        "'culprit' (Where) is not documented for UINT8 'x'; cast",
+    ),
+    "type that a cast makes": (
+        [node("Cast", "x", to=DOUBLE)], [X], [("y", DOUBLE, [2, 4])], [],
+        "'culprit' (Cast) cannot make DOUBLE; cast",
+    ),
+    "computed axes": (
+        [node("ReduceMean", "x", "a")], [X, ("a", INT64, [1])], [("y", FLOAT, None)], [],
+        "'culprit' (ReduceMean) computes its axes 'a'; make them an initialiser",
+    ),
+    "second output": (
+        [helper.make_node("LayerNormalization", ["x", "s"], ["y", "m"], name="culprit")], [X],
+        [("y", FLOAT, [2, 4]), ("m", FLOAT, [2, 1])], [array("s", np.ones(4, np.float32))],
+        "'culprit' (LayerNormalization) has more than one output; use only the first",
+    ),
+    "zero point": (
+        [node("DequantizeLinear", "q", "s", "z", axis=1)], [], [("y", FLOAT, [2, 4])],
+        [array("q", np.ones((2, 4), np.int8)), array("s", np.ones(4, np.float32)),
+         array("z", np.arange(4, dtype=np.int8))],
+        "'culprit' (DequantizeLinear) has a zero point other than 0; quantise symmetrically",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_refusal_names_node_operator_and_remedy(tmp_path, case):
+    nodes, inputs, outputs, constants, sentence = CASES[case]
+    found = problems(write(tmp_path / "g.onnx", nodes, inputs, outputs, constants))
+    assert [f for f in found if f.startswith("g.onnx: node ") and sentence in f], found
+
+
+def test_a_foreign_domain_is_refused(tmp_path):
+    path = tmp_path / "g.onnx"
+    write(
+        path,
+        [node("MatMulNBits", "x", domain="com.microsoft")],
+        [X],
+        [("y", FLOAT, [2, 4])],
+        domain="com.microsoft",
+    )
+    assert "is of domain 'com.microsoft'; rewrite it with plain ONNX operators" in problems(path)[0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "block", "fault"),
+    [(128, 4, 64, None), (256, 4, 128, None), (64, 4, 32, "int4 blocks of 32; use 64 or 128"),
+     (64, 3, 64, "odd last dimension, 3; keep this layer in fp16")],
+)  # fmt: skip
+def test_rules_of_int4(tmp_path, rows, columns, block, fault):
+    values = helper.make_tensor("q", TensorProto.INT4, [rows, columns], np.ones(rows * columns, np.int8))
+    scale = array("s", np.ones((rows // block, columns), np.float32))
+    nodes = [node("DequantizeLinear", "q", "s", axis=0, block_size=block)]
+    path = write(tmp_path / "g.onnx", nodes, [], [("y", FLOAT, [rows, columns])], [values, scale], opset=21)
+    found = problems(path, "10.3.0")
+    assert ([] if fault is None else [True]) == [fault in f for f in found]
+
+
+def test_the_opset_must_be_one_that_the_devices_version_reads(tmp_path):
+    assert [highest_opset(v) for v in ("9.2", "10.0.1", "10.3.0", "10.9", "10.13.3.9", "11.4.1", None)] == [
+        19, 20, 21, 22, 24, 24, 24,
+    ]  # fmt: skip
+    path = write(tmp_path / "g.onnx", [node("Neg", "x")], [X], [("y", FLOAT, [2, 4])], opset=22)
+    assert problems(path, "10.9.0") == []
+    assert "has opset 22, and TensorRT 10.3.0 reads up to 21" in problems(path, "10.3.0")[0]
+    for name in list_devices():
+        highest_opset(load_device(name).values["tensorrt"].value)  # every profile's version is readable
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int4"])
+def test_what_we_export_passes(bundle, precision):
+    for path in sorted(bundle("jetson", precision).glob("*.onnx")):
+        assert problems(path, "10.3.0") == []
+        model, _ = infer(path)
+        assert {node.op_type for node in model.graph.node} <= set(OPERATORS)
+
+
+@pytest.mark.parametrize("target", ["jetson", "onnx"])
+def test_every_tensor_of_every_graph_has_a_type_and_rank(bundle, target):
+    for path in bundle(target, {"jetson": "fp16", "onnx": "fp32"}[target]).glob("*.onnx"):
+        check_graph(path)
+        model, types = infer(path)
+        assert {name for node in model.graph.node for name in node.output} <= set(types)
+        assert "DOUBLE" not in types.values()
+
+
+def test_a_graph_that_is_not_valid_is_refused(tmp_path):
+    mixed = write(
+        tmp_path / "mixed.onnx", [node("Add", "x", "i")], [X, ("i", INT64, [2, 4])], [("y", FLOAT, [2, 4])]
+    )
+    unknown = write(
+        tmp_path / "unknown.onnx", [node("Reshape", "x", "s")], [X, ("s", INT64, None)], [("y", FLOAT, None)]
+    )
+    for path in (mixed, unknown):
+        with pytest.raises(GateError, match=f"{path.name} is not valid ONNX"):
+            check_graph(path)

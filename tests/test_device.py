@@ -1,0 +1,147 @@
+"""Device profiles: every shipped one is complete and sourced, and the schema forgives nothing."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from pulse_edge.device import CONFIDENCE, FOLDER, KINDS, VALUES, list_devices, load_device, read_device
+from pulse_edge.errors import PulseEdgeError, UnknownNameError
+
+
+@pytest.fixture
+def profile():
+    entry = {"value": 8, "source": "the vendor's data sheet", "confidence": "A"}
+    return {"name": "box", "kind": "jetson", "title": "A box", **{name: dict(entry) for name in VALUES}}
+
+
+@pytest.fixture
+def read(tmp_path):
+    def go(profile):
+        path = tmp_path / "box.yaml"
+        path.write_text(profile if isinstance(profile, str) else yaml.safe_dump(profile))
+        return read_device(path)
+
+    return go
+
+
+def test_the_shipped_profiles():
+    names = list_devices()
+    assert {"orin-nano-8gb", "agx-orin-64gb", "x86-cpu"} <= set(names)
+    assert names == sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", list_devices())
+def test_every_shipped_profile_is_whole(name):
+    device = load_device(name)
+    raw = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    assert (device.name, device.kind in KINDS) == (name, True)
+    assert set(device.values) == set(VALUES)
+    for key, value in device.values.items():
+        assert raw[key] == {"value": value.value, "source": value.source, "confidence": value.confidence}
+        if value.value is not None:
+            assert value.source
+            assert value.confidence in CONFIDENCE
+    assert device.constraints == {key: raw[key]["value"] for key in ("sm", "jetpack", "tensorrt")}
+    if device.kind == "jetson":
+        assert device.values["ram_gb"].value > 0
+        assert "fp16" in device.values["precisions"].value
+        assert isinstance(device.values["sm"].value, str)  # 8.7 is a version; YAML would make 8.70 the same
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("orin-nano-8g", "orin-nano-8gb"),
+        ("Orin-Nano-8GB", "orin-nano-8gb"),
+        ("x86", "x86-cpu"),
+        ("zzzz", None),
+    ],
+)
+def test_an_unknown_device_names_the_nearest(name, nearest):
+    with pytest.raises(UnknownNameError) as caught:
+        load_device(name)
+    assert caught.value.nearest == nearest
+    assert caught.value.exit_code == 2
+    assert (f"Did you mean '{nearest}'?" in str(caught.value)) == (nearest is not None)
+
+
+@pytest.mark.parametrize("name", ["", "../devices/x86-cpu", "x86-cpu.yaml", "*", "a\0b"])
+def test_a_name_is_not_a_path(name):
+    with pytest.raises(UnknownNameError, match="Unknown device"):
+        load_device(name)
+
+
+def test_a_profile_is_read(read, profile):
+    profile["sm"] = {"value": None, "source": None, "confidence": None}
+    device = read(profile)
+    assert device.values["sm"].value is None
+    assert device.values["ram_gb"].value == 8
+
+
+@pytest.mark.parametrize("key", ["name", "kind", "title", *VALUES])
+def test_every_key_is_required(read, profile, key):
+    del profile[key]
+    with pytest.raises(PulseEdgeError, match=rf"lacks {key}; write null"):
+        read(profile)
+
+
+@pytest.mark.parametrize(("key", "nearest"), [("ram_gib", "ram_gb"), ("tensor_rt", "tensorrt"), (7, None)])
+def test_an_unknown_key_names_the_nearest(read, profile, key, nearest):
+    profile[key] = profile["ram_gb"]
+    with pytest.raises(UnknownNameError, match=r"Unknown key in box\.yaml") as caught:
+        read(profile)
+    assert caught.value.nearest == nearest
+
+
+def test_an_unknown_key_of_a_value(read, profile):
+    profile["sm"]["sauce"] = profile["sm"].pop("source")
+    with pytest.raises(UnknownNameError, match=r"'sauce'\. Did you mean 'source'"):
+        read(profile)
+
+
+@pytest.mark.parametrize("part", ["value", "source", "confidence"])
+def test_every_part_of_a_value_is_required(read, profile, part):
+    del profile["sm"][part]
+    with pytest.raises(PulseEdgeError, match=f"lacks {part}"):
+        read(profile)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"source": None}, {"source": ""}, {"confidence": None}, {"confidence": "D"}, {"confidence": "a"}],
+)
+def test_a_value_needs_source_and_confidence(read, profile, change):
+    profile["int8_tops"].update(change)
+    with pytest.raises(PulseEdgeError, match="int8_tops needs a source and a confidence"):
+        read(profile)
+
+
+@pytest.mark.parametrize(
+    "change", [{"name": "other"}, {"kind": "toaster"}, {"kind": ["jetson"]}, {"kind": None}]
+)
+def test_name_and_kind_are_checked(read, profile, change):
+    with pytest.raises(PulseEdgeError, match="must have its file's name and a kind of"):
+        read({**profile, **change})
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "just text", "name: [", "a: b: c", "\t- x", "!!python/name:os.system x"]
+)
+def test_no_profile_at_all(read, content):
+    with pytest.raises(PulseEdgeError):
+        read(content)
+
+
+@pytest.mark.parametrize("value", [3, "text", None, []])
+def test_a_bare_value_is_refused(read, profile, value):
+    profile["ram_gb"] = value
+    with pytest.raises(PulseEdgeError, match="expected the keys value, source, confidence"):
+        read(profile)
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    path = tmp_path / "box.yaml"
+    path.write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(PulseEdgeError, match="cannot be read"):
+        read_device(path)
