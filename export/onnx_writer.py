@@ -93,8 +93,8 @@ class GraphWriter:
             array = np.ascontiguousarray(array, dtype)
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise CheckpointError(
-                f"{name} holds values that are not finite as {array.dtype.name}. Use an undamaged "
-                "checkpoint, or export with --target onnx --precision fp32 if its weights exceed float16's 65504."
+                f"{name} holds values that are not finite as {array.dtype.name}. Use a sound checkpoint; "
+                "if its weights exceed float16's 65504, use --target onnx --precision fp32."
             )
         return self._external(name, array.shape, _TYPES[array.dtype], array)
 

@@ -14,11 +14,12 @@ import typer
 
 from pulse_edge.errors import PulseEdgeError, UnknownNameError
 
+TYPERS_CTRL_C = 130  # newer versions of typer swallow Ctrl-C and return this code, others raise Abort
+
 app = typer.Typer(
     name="pulse-edge",
     help="PULSE on edge devices: train, export and run models that read pictures of ECGs. "
     "Research use; not a medical device.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -27,6 +28,7 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def _main(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
@@ -34,6 +36,8 @@ def _main(
 
         typer.echo(f"pulse-edge {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -191,7 +195,7 @@ def train(
 def main() -> None:
     """Entry point of the console script: run, and turn every error into one sentence and a code.
 
-    Exit codes: 0 done, 1 failed, 2 the command line or an input is at fault, 130 interrupted.
+    Exit codes: 0 done, 1 failed or interrupted, 2 the command line or an input is at fault.
     """
     sys.exit(_guard(lambda: app(standalone_mode=False)))
 
@@ -199,12 +203,14 @@ def main() -> None:
 def _guard(call: Callable[[], Any]) -> int:
     try:
         result = call()
+        if result == TYPERS_CTRL_C:
+            raise KeyboardInterrupt
     except PulseEdgeError as error:
         return _complain(str(error), error.exit_code)
     except typer.Exit as error:
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        return _complain("Interrupted; nothing half-written was left. Run the same command again.", 130)
+        return _complain("Interrupted; nothing half-written was left. Run the same command again.", 1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

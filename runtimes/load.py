@@ -37,8 +37,8 @@ def _open_bundle(folder: Path, verify: bool, threads: int | None) -> Session:
     manifest = read_manifest(folder)
     problems = verify_bundle(folder) if verify else []
     if problems:
-        more = f" ({len(problems) - 1} more problems)" if len(problems) > 1 else ""
-        raise BundleError(f"The bundle {folder} is not sound: {problems[0]}{more}")
+        count = f" ({len(problems)} problems)" if len(problems) > 1 else ""
+        raise BundleError(f"The bundle {folder} is not sound{count}: {problems[0]}")
     from pulse_edge.runtimes.onnx import OnnxBackend
 
     try:

@@ -81,6 +81,7 @@ class Session:
         self.backend, self.tokenizer = backend, tokenizer
         self.labels, self.scoring, self.max_new_tokens = labels, scoring, max_new_tokens
         self.timing_ms: dict[str, float | None] = {}
+        self._seen: NDArray[np.uint8] | None = None
         self._forget()
 
     def ask(self, image: Picture, question: str, max_new_tokens: int | None = None) -> str:
@@ -160,8 +161,7 @@ class Session:
         self.timing_ms |= {"preprocess": (encoded - start) * 1e3, "vision": (read - encoded) * 1e3}
 
     def _forget(self) -> None:
-        self._seen: NDArray[np.uint8] | None = None
-        self._kept, self._prefix_ms = 0, 0.0
+        self._seen, self._kept, self._prefix_ms = None, 0, 0.0
         self.timing_ms = dict.fromkeys(("preprocess", "vision", "prefill", "decode_per_token"))
 
 

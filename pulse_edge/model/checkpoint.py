@@ -143,6 +143,8 @@ def save_model(
         with atomic_folder(folder) as work:
             model.save_pretrained(work)
             (work / CHECKPOINT_CARD).write_text(text, "utf-8")
+            for file in work.iterdir():
+                file.chmod(0o644)  # safetensors lets only the owner read
             shutil.copyfile(tokenizer.path, work / tokenizer.path.name)
             settings = tokenizer.path.with_name(TOKENIZER_CONFIG)
             if settings.is_file():

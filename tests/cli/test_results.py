@@ -97,7 +97,9 @@ def test_eval_scores_the_records_of_a_labels_csv(pulse, small_bundle, records) -
         assert list(part) == ["macro", *LABELS]
         assert all(value is None or 0 <= value <= 1 for value in part.values())
     session = load(small_bundle)
-    scores = {row["record"]: session.label(render(read_record(SAMPLES / row["record"])).image) for row in samples()}
+    scores = {
+        row["record"]: session.label(render(read_record(SAMPLES / row["record"])).image) for row in samples()
+    }
     for name in LABELS:
         yes = [scores[r["record"]][name] for r in samples() if name in r["superclass"].split(";")]
         no = [scores[r["record"]][name] for r in samples() if name not in r["superclass"].split(";")]

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pulse_edge.ecg.record import LEADS, Record, lead_name, read_record
+from pulse_edge.ecg.leads import LEADS, lead_name
+from pulse_edge.ecg.record import Record, read_record
 from pulse_edge.errors import RecordError
 
 
@@ -99,7 +100,9 @@ def test_spellings(lead, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "V7", "V3R", "X", "RESP", "pleth", "-aVR", "V", "IV", "ECG", "1", "aVQ"]
+    "name",
+    ["", "V7", "V3R", "X", "RESP", "pleth", "-aVR", "aVR-", "V", "IV", "ECG", "1", "aVQ", "MLII"]
+    + ["I-II", "II - I", "I+I", "I I", "V1-V2"],
 )
 def test_other_channels_are_no_leads(name):
     assert lead_name(name) is None
@@ -189,6 +192,91 @@ def test_a_unit_that_is_no_voltage_is_refused(tmp_path, truth):
         read_record(path)
 
 
+def rewrite(path, *changes):
+    """Replace pieces of a header; bytes that are no ASCII stay what they are in Latin-1."""
+    header = path.with_suffix(".hea")
+    text = header.read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    header.write_bytes(text.encode("latin-1") if isinstance(text, str) else text)
+    return path
+
+
+@pytest.mark.parametrize("letter", ["\xb5", "\xc2\xb5"])  # Latin-1 and UTF-8
+def test_a_micro_sign_is_refused_since_wfdb_would_drop_it(tmp_path, truth, letter):
+    path = rewrite(write(tmp_path, truth, units="uV"), ("/uV", f"/{letter}V"))
+    with pytest.raises(RecordError, match=r"letters outside ASCII.*Write uV for microvolt"):
+        read_record(path)
+
+
+def test_comments_may_hold_any_letter(tmp_path, truth):
+    path = write(tmp_path, truth)
+    with path.with_suffix(".hea").open("ab") as stream:
+        stream.write("# M\u00fcller\n".encode())
+    close(read_record(path), truth)
+
+
+def calibrated(folder, gain):
+    """A record of counts, 200 to a millivolt, whose header says ``gain``; and its truth."""
+    truth = leads_of(electrodes())
+    counts = np.round(np.stack([truth[lead] for lead in LEADS], axis=1) * 200).astype("<i2")
+    (folder / "r.dat").write_bytes(counts.tobytes())
+    lines = [f"r 12 {FS} {len(counts)}", *(f"r.dat 16 {gain} 16 0 0 0 0 {lead}" for lead in LEADS)]
+    (folder / "r.hea").write_text("\n".join(lines) + "\n")
+    return folder / "r", truth
+
+
+@pytest.mark.parametrize("gain", ["0", "0(0)/mV", "0.0/mV", "(0)/mV", "1e-300/mV", "1e999/mV", "1..2/mV"])
+def test_an_unusable_gain_is_refused(tmp_path, gain):
+    path, _ = calibrated(tmp_path, gain)
+    with pytest.raises(RecordError, match=r"Lead I in .* has the gain .*200/mV"):
+        read_record(path)
+
+
+def test_an_ignored_channel_needs_no_gain(tmp_path):
+    path, truth = calibrated(tmp_path, "200/mV")
+    header = path.with_suffix(".hea")
+    data = np.fromfile(path.with_suffix(".dat"), "<i2").reshape(-1, 12)
+    np.concatenate([data, data[:, :1]], axis=1).tofile(path.with_suffix(".dat"))
+    header.write_text(header.read_text().replace("r 12 ", "r 13 ") + "r.dat 16 0 16 0 0 0 0 RESP\n")
+    close(read_record(path), truth, 3e-3)
+
+
+@pytest.mark.parametrize("gain", ["200", "200(0)", "2e2"])
+def test_no_unit_means_millivolt_and_is_told(tmp_path, gain):
+    path, truth = calibrated(tmp_path, gain)
+    record = read_record(path)
+    close(record, truth, 3e-3)
+    assert record.problems == (
+        f"The header gives no unit for lead {', '.join(LEADS)}; the format's default, mV, was taken.",
+    )
+
+
+def test_a_negative_gain_turns_the_signal(tmp_path):
+    path, truth = calibrated(tmp_path, "-200(0)/mV")
+    close(read_record(path), {lead: -row for lead, row in truth.items()}, 3e-3)
+
+
+def test_channels_of_several_rates(tmp_path):
+    """Frames of 10 ms: leads of 1,000 Hz, V6 of 500 Hz and a slow channel. None is averaged."""
+    truth = leads_of(electrodes(1000))
+    truth["V1"] = truth["V1"] + 0.5 * np.sin(2 * np.pi * 150 * np.arange(4000) / 1000)  # averaging spoils it
+    parts = [truth[lead].reshape(400, 10) for lead in LEADS[:11]]
+    parts += [truth["V6"].reshape(400, 10)[:, ::2], np.zeros((400, 1))]
+    (tmp_path / "r.dat").write_bytes(np.round(np.concatenate(parts, axis=1) * 1000).astype("<i2").tobytes())
+    counts = [10] * 11 + [5, 1]
+    lines = [
+        f"r.dat 16x{n} 1000/mV 16 0 0 0 0 {name}" for n, name in zip(counts, (*LEADS, "RESP"), strict=True)
+    ]
+    (tmp_path / "r.hea").write_text("\n".join(["r 13 100 400", *lines]) + "\n")
+    record = read_record(tmp_path / "r")
+    assert record.fs == 1000
+    np.testing.assert_allclose(record.signal[:11], np.stack([truth[lead] for lead in LEADS[:11]]), atol=1e-3)
+    np.testing.assert_allclose(record.signal[11, 50:-50], truth["V6"][50:-50], atol=5e-3)
+    assert "Lead V6 is stored at 500 Hz, others at 1000 Hz." in record.problems
+
+
 @pytest.mark.parametrize("fs", [50, 128, 257, 360, 500, 1000, 999.5])
 def test_sampling_rates(tmp_path, fs):
     truth = leads_of(electrodes(fs))
@@ -222,6 +310,54 @@ def test_an_impossible_rate_is_refused(tmp_path, truth, fs):
     header.write_text(header.read_text().replace(f"rec 12 {FS} ", f"rec 12 {fs} "))
     with pytest.raises(RecordError, match=r"sampling rate|first line"):
         read_record(tmp_path / "rec")
+
+
+# --- several segments ---------------------------------------------------------------------------
+
+
+def segments(folder, truth, units=("mV", "mV")):
+    """Two halves as records of their own, and a master header: as one layout or with a layout segment."""
+    half = len(truth["I"]) // 2
+    for k, unit in enumerate(units):
+        part = slice(k * half, (k + 1) * half)
+        write(folder, {lead: row[part] for lead, row in truth.items()}, units=unit, name=f"s{k}")
+    (folder / "fixed.hea").write_text(f"fixed/2 12 {FS} {2 * half}\ns0 {half}\ns1 {half}\n")
+    layout = [f"layout 12 {FS} 0", *(f"~ 0 200/mV 16 0 0 0 0 {lead}" for lead in LEADS)]
+    (folder / "layout.hea").write_text("\n".join(layout) + "\n")
+    gap = f"variable/4 12 {FS} {2 * half + 50}\nlayout 0\ns0 {half}\n~ 50\ns1 {half}\n"
+    (folder / "variable.hea").write_text(gap)
+    return half
+
+
+def test_segments_are_joined(tmp_path, truth):
+    half = segments(tmp_path, truth)
+    close(read_record(tmp_path / "fixed"), truth)
+    record = read_record(tmp_path / "variable")
+    expected = np.stack([truth[lead] for lead in LEADS])
+    np.testing.assert_allclose(record.signal[:, :half], expected[:, :half], atol=1e-3)
+    np.testing.assert_allclose(record.signal[:, half + 50 :], expected[:, half:], atol=1e-3)
+    assert np.isnan(record.signal[:, half : half + 50]).all()
+    assert record.problems[0] == f"Lead I has 50 missing samples of {2 * half + 50}."
+
+
+@pytest.mark.parametrize("name", ["fixed", "variable"])
+def test_a_unit_that_changes_between_segments_is_refused(tmp_path, truth, name):
+    segments(tmp_path, truth, ("mV", "uV"))
+    with pytest.raises(RecordError, match="changes its unit between segments"):
+        read_record(tmp_path / name)
+
+
+def test_a_missing_segment_is_named(tmp_path, truth):
+    segments(tmp_path, truth)
+    (tmp_path / "s1.hea").unlink()
+    with pytest.raises(RecordError, match=r"not there \(s1\.hea\)"):
+        read_record(tmp_path / "fixed")
+
+
+def test_a_record_that_is_its_own_segment_is_refused(tmp_path):
+    (tmp_path / "r.hea").write_text(f"r/2 12 {FS} 2000\nr 1000\nr 1000\n")
+    with pytest.raises(RecordError, match="damaged"):
+        read_record(tmp_path / "r")
 
 
 # --- what is wrong but readable -----------------------------------------------------------------
@@ -262,6 +398,13 @@ def test_a_wrong_gain_is_told(tmp_path, truth):
     assert record.problems == ("Lead V4 exceeds 50 mV; the header's gain or unit may be wrong.",)
 
 
+def test_no_valid_sample_at_all_is_refused(tmp_path):
+    path, _ = calibrated(tmp_path, "200/mV")
+    np.full(12 * FS * SECONDS, -32768, "<i2").tofile(path.with_suffix(".dat"))
+    with pytest.raises(RecordError, match="no valid sample in any lead"):
+        read_record(path)
+
+
 # --- resampling ---------------------------------------------------------------------------------
 
 
@@ -281,6 +424,26 @@ def test_resampling_does_not_alias():
     t = np.arange(6000) / 1000
     record = Record(np.tile(np.sin(2 * np.pi * 240 * t), (12, 1)).astype(np.float32), 1000.0)
     assert np.abs(record.resampled(100).signal[:, 50:-50]).max() < 0.01
+
+
+@pytest.mark.parametrize(("old", "new"), [(500, 200), (200, 500)])
+def test_resampling_keeps_gaps_as_gaps(old, new):
+    """A gap stays where it was, and neither it nor an offset disturbs what lies around it or at the ends."""
+    t = np.arange(old * 4) / old
+    signal = np.tile(2 + 0.1 * np.sin(2 * np.pi * 2 * t), (12, 1)).astype(np.float32)
+    signal[3, old : 2 * old] = np.nan
+    signal[7] = np.nan
+    given_in = signal.copy()
+    other = Record(signal, float(old)).resampled(new)
+    np.testing.assert_array_equal(signal, given_in)
+    at = np.arange(other.signal.shape[1]) / new
+    gap = np.isnan(other.signal[3])
+    assert (abs(gap.nonzero()[0][0] / new - 1), abs(gap.nonzero()[0][-1] / new - 2)) < (1.5 / new, 1.5 / new)
+    assert gap.sum() == pytest.approx(new, abs=2)
+    assert np.isnan(other.signal[7]).all()
+    truth = 2 + 0.1 * np.sin(2 * np.pi * 2 * at)
+    np.testing.assert_allclose(other.signal[0], truth, atol=0.02)
+    np.testing.assert_allclose(other.signal[3][~gap], truth[~gap], atol=0.02)
 
 
 # --- real records -------------------------------------------------------------------------------
@@ -337,7 +500,16 @@ def test_too_short(tmp_path, samples):
 
 
 @pytest.mark.parametrize(
-    "header", ["", "\n\n", "# only a comment\n", "rec 0 250 0\n", "rec\n", "rec 12 250 1000\n"]
+    "header",
+    [
+        "",
+        "\n\n",
+        f"rec 12 {FS} 1000\nrec.dat 16 200/mV 16 0 0 0 0 I\n",
+        "# only a comment\n",
+        "rec 0 250 0\n",
+        "rec\n",
+        "rec 12 250 1000\n",
+    ],
 )
 def test_a_header_without_content(tmp_path, header):
     (tmp_path / "rec.hea").write_text(header)

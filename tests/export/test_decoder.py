@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import weakref
 from types import SimpleNamespace
 
@@ -160,7 +159,6 @@ def test_weights_pass_through_one_by_one(llama, tmp_path):
     give, alive, asked = weights_of(llama), [], []
 
     def provider(name):
-        gc.collect()
         assert not [ref for ref in alive if ref() is not None], f"weights are held while {name} is asked for"
         asked.append(name)
         array = give(name).copy()
