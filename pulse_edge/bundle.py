@@ -67,9 +67,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         PulseEdgeError: the disk is full or the place cannot be written.
         UserError: ``path`` is a file.
     """
-    path = Path(path).resolve()  # of a link, the folder that it names is replaced
+    path = Path(os.path.realpath(path))  # of a link, the folder that it names is replaced
     with _disk(path.parent):
-        if path.exists() and not path.is_dir():
+        if os.path.lexists(path) and not path.is_dir():  # a link is left here only if it leads to itself
             raise UserError(f"{path} is a file; a folder is to be written there. Choose another name.")
         path.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
@@ -80,7 +80,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             if path.exists():
                 old = work.with_suffix(".replaced")
                 _swap(path, work, old)
-                shutil.rmtree(old)
+                try:
+                    shutil.rmtree(old)
+                finally:
+                    shutil.rmtree(old, ignore_errors=True)  # again, if Ctrl-C cut the first short
             else:
                 os.rename(work, path)
             _fsync(path.parent)
@@ -103,12 +106,14 @@ def write_manifest(folder: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         folder: of the bundle; symbolic links in it are refused.
-        fields: everything but ``schema``, ``files`` and ``signature``.
+        fields: everything but ``schema``, ``files``, ``signature`` and ``digest``: the SHA-256 of all the
+            others, which shows damage to the manifest itself (not a forgery).
     """
     files = {
         name: {"sha256": sha256_file(path), "bytes": path.stat().st_size} for name, path in _files(folder)
     }
     manifest = {"schema": BUNDLE_SCHEMA, **fields, "files": files, "signature": None}
+    manifest["digest"] = manifest_digest(manifest)
     write_atomic(folder / MANIFEST, (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
     return manifest
 
@@ -149,6 +154,8 @@ def verify_bundle(folder: Path) -> list[str]:
         return [str(error)]
     listed: dict[str, Any] = manifest["files"]
     problems = [text for name, entry in listed.items() if (text := _problem(folder, name, entry))]
+    if manifest.get("digest") != manifest_digest(manifest):
+        problems.append(f"{MANIFEST} differs from what was exported; copy the bundle again.")
     for role, graph in manifest["graphs"].items():
         if not isinstance(graph, dict) or graph.get("file") not in listed:
             problems.append(f"The graph {role} names no file of the bundle; export the bundle again.")
@@ -159,6 +166,12 @@ def verify_bundle(folder: Path) -> list[str]:
     return problems + [
         f"{name} is not part of the bundle; delete it or copy the bundle again." for name in extra
     ]
+
+
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a manifest's fields but ``digest`` and ``signature``, however it is laid out."""
+    fields = {key: value for key, value in manifest.items() if key not in ("digest", "signature")}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def _problem(folder: Path, name: str, entry: Any) -> str | None:

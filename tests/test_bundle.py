@@ -39,8 +39,10 @@ def folder(tmp_path):
 
 
 def change(folder, **fields):
+    """Write other fields as an exporter would that means them: with their digest."""
     path = folder / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    manifest = {**json.loads(path.read_text()), **fields}
+    path.write_text(json.dumps({**manifest, "digest": module.manifest_digest(manifest)}))
 
 
 def left(folder: Path):
@@ -324,6 +326,40 @@ def test_a_fault_while_finishing_leaves_old_or_new(tmp_path, monkeypatch, existi
     else:
         assert not existing
         assert left(tmp_path) == []
+
+
+def test_an_interrupt_while_the_old_folder_goes_leaves_the_new(tmp_path, monkeypatch):
+    target, calls = tmp_path / "out", []
+    target.mkdir()
+    (target / "old").write_text("old")
+    (target / "older").write_text("older")
+    real = os.unlink
+
+    def interrupted_once(*arguments, **more):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments, **more)
+
+    def write():
+        with atomic_folder(target) as work:
+            (work / "new").write_text("new")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", interrupted_once)
+        with pytest.raises(KeyboardInterrupt):
+            write()
+    assert left(target) == ["new"]
+    assert left(tmp_path) == ["out"]
+
+
+def test_links_that_lead_to_themselves(tmp_path):
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    for place in (tmp_path / "a", tmp_path / "a" / "out"):
+        with pytest.raises(UserError), atomic_folder(place):
+            pytest.fail("the block must not run")
+    assert left(tmp_path) == ["a", "b"]
 
 
 def test_a_full_disk_while_writing(tmp_path, monkeypatch):

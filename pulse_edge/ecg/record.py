@@ -27,7 +27,6 @@ from pulse_edge.errors import RecordError
 _MV_PER: Final = {"mv": 1.0, "uv": 1e-3, "v": 1e3, "nv": 1e-6}
 MIN_SECONDS: Final = 1.0
 MIN_FS, MAX_FS = 50.0, 100_000.0  # below, a QRS is a few samples; above, the header is damaged
-MAX_VALUES: Final = 100_000_000  # of all channels together: 12 leads at 500 Hz for over four hours
 FLAT_MV: Final = 0.005
 IMPLAUSIBLE_MV: Final = 50.0
 
@@ -118,11 +117,8 @@ def _read(base: Path) -> _Raw:
         with _quiet():
             import wfdb  # warns of its own use of pandas
 
-            _check_size(base, wfdb.rdheader(str(base)))
             # Smoothed frames would average a lead down to the rate of the slowest channel.
             raw: _Raw = wfdb.rdrecord(str(base), physical=True, smooth_frames=False)
-    except RecordError:
-        raise
     except FileNotFoundError as error:
         raise RecordError(
             f"The record {base} names a signal file that is not there ({Path(str(error.filename)).name}). "
@@ -135,17 +131,6 @@ def _read(base: Path) -> _Raw:
             "Its header or signal file is damaged; copy it again."
         ) from error
     return raw
-
-
-def _check_size(base: Path, header: Any) -> None:
-    """Refuse a length that only a damaged header has, before anything of that size is allocated."""
-    frames = max([header.sig_len or 0, *(skew or 0 for skew in getattr(header, "skew", None) or [])])
-    each = sum(count or 1 for count in getattr(header, "samps_per_frame", None) or [1] * (header.n_sig or 1))
-    if frames * each > MAX_VALUES:
-        raise RecordError(
-            f"The header of {base} announces {frames * each} samples, more than {MAX_VALUES}. "
-            "It is damaged, or the record must be cut to the minutes of interest."
-        )
 
 
 @contextlib.contextmanager

@@ -35,7 +35,8 @@ def test_export_as_json_names_bundle_size_and_parity(
     from pulse_edge.export import exporter
 
     def copied(path, model, half):
-        shutil.copy(own_bundle / path.name, path)
+        for name in (path.name, f"{path.name}.data"):
+            shutil.copy(own_bundle / name, path.parent)
         return 49
 
     monkeypatch.setattr(exporter, "write_vision", copied)

@@ -193,13 +193,13 @@ def test_a_unit_that_is_no_voltage_is_refused(tmp_path, truth):
 
 
 def rewrite(path, *changes):
-    """Replace pieces of a header; bytes that are no ASCII stay what they are in Latin-1."""
+    """Replace pieces of a header, which is then written in Latin-1: one byte for each letter."""
     header = path.with_suffix(".hea")
     text = header.read_text()
     for old, new in changes:
         assert old in text
         text = text.replace(old, new)
-    header.write_bytes(text.encode("latin-1") if isinstance(text, str) else text)
+    header.write_bytes(text.encode("latin-1"))
     return path
 
 

@@ -30,7 +30,9 @@ def clip():
     )  # fmt: skip
     model = PulseForConditionalGeneration(config).eval()
     with torch.no_grad():  # one channel as large as real towers have them: its square exceeds float16
-        model.model.vision_tower.state_dict()["embeddings.position_embedding.weight"][:, 5] = 400
+        for name, value in model.model.vision_tower.named_parameters():
+            if name.endswith("position_embedding.weight"):
+                value[:, 5] = 400
     return model
 
 
