@@ -22,7 +22,8 @@ _RECORD_LINE: Final = re.compile(
     r"(?:\s+(?P<fs>\d+\.?\d*|\.\d+)(?:/\S+)?"
     r"(?:\s+(?P<samples>\d{1,18})(?:\s+[\d:.]+(?:\s+[\d/]+)?)?)?)?"
 )
-# file format[xsamples per frame][:skew][+offset] [gain[(baseline)][/unit] [resolution [zero [initial [checksum [block]]]]]] [description]
+# file format[xsamples per frame][:skew][+offset]
+#   [gain[(baseline)][/unit] [resolution [zero [initial [checksum [block]]]]]] [description]
 _SIGNAL_LINE: Final = re.compile(
     r"\S+\s+\d+(?:x(?P<count>\d{1,12}))?(?::(?P<skew>\d{1,12}))?(?:\+\d+)?"
     r"(?:\s+(?P<gain>[-+.\d(]\S*))?(?:\s+-?\d+){0,5}\s*(?P<description>.*)"
