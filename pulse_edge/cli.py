@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -183,7 +183,8 @@ def train(
     """Train a model from a recipe; an interrupted training is resumed."""
     from pulse_edge import commands
 
-    result = commands.train(recipe, data, output, pages, workers)
+    with redirect_stdout(sys.stderr):  # the Trainer's progress is no part of the result
+        result = commands.train(recipe, data, output, pages, workers)
     if as_json:
         _print_json(result)
         return

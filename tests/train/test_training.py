@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pulse_edge import cli
 from pulse_edge.errors import UserError
 from pulse_edge.model.checkpoint import load_model, read_card
 from pulse_edge.runtimes.load import load
@@ -82,3 +83,12 @@ def test_bad_input_is_refused_before_anything_is_written(
     with pytest.raises(UserError, match=r"There is no .*absent\.csv"):
         run(tiny_recipe, tmp_path / "absent.csv", tmp_path / "new")
     assert not list(tmp_path.glob("new*"))
+
+
+def test_the_command_prints_nothing_but_its_result(
+    labels_csv: Path, tiny_recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cli.train(labels_csv, str(tiny_recipe), tmp_path / "tiny", 6, 0, as_json=True)
+    result = json.loads(capfd.readouterr().out)
+    assert result["checkpoint"] == str(tmp_path / "tiny")
+    assert len(result["metrics"]) == 2
