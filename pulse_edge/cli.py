@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -213,16 +214,18 @@ def _guard(call: Callable[[], Any]) -> int:
     except (typer.Abort, KeyboardInterrupt):
         return _complain("Interrupted; nothing half-written was left. Run the same command again.", 1)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave_stdout()
         return 1
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # of standard output, for one
+            return _complain("The disk is full. Free some space and run the same command again.", 1)
         # typer brings its own copy of click, or uses the one beside it: usage errors are known by form.
         if hasattr(error, "format_message"):
             return _complain(_usage(error.format_message()), 2)
         if os.environ.get("PULSE_EDGE_DEBUG"):
             raise
         return _complain(
-            f"Unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]} "
+            f"Unexpected {type(error).__name__}: {_sentence(str(error)[:300])} "
             "Set PULSE_EDGE_DEBUG=1 for the traceback and report it.",
             1,
         )
@@ -233,15 +236,28 @@ def _usage(message: str) -> str:
     if message.startswith("No such command"):
         names = [c.name or getattr(c.callback, "__name__", "") for c in app.registered_commands]
         return str(UnknownNameError("command", message.split("'")[1], names))
-    message = " ".join(message.split())
-    return f"{message}{'' if message.endswith(('.', '?', '!')) else '.'} See: pulse-edge --help"
+    return f"{_sentence(message)} See: pulse-edge --help"
+
+
+def _sentence(text: str) -> str:
+    text = " ".join(text.split())
+    return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 def _complain(message: str, code: int) -> int:
-    if "--json" in sys.argv:
-        _print_json({"error": message})
+    try:
+        if "--json" in sys.argv:
+            _print_json({"error": message})
+        typer.echo("", nl=False)  # flushes what was printed before
+    except OSError:  # nobody reads it any more, or its disk is full; standard error still says it
+        _leave_stdout()
     typer.echo(f"pulse-edge: {message}", err=True)
     return code
+
+
+def _leave_stdout() -> None:
+    """Write no more to standard output, so that Python does not fail again when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_json(result: dict[str, Any]) -> None:

@@ -135,6 +135,10 @@ class Session:
             raise UserError(
                 f"The question must not contain {IMAGE_TOKEN}. Leave it out: the picture comes first."
             )
+        try:
+            question.encode()
+        except UnicodeEncodeError as error:  # bytes of another encoding on the command line
+            raise UserError("The question is not valid UTF-8 text. Type it again in UTF-8.") from error
         before, after = split_at_image(encode_prompt(build_prompt([(question, None)]), self.tokenizer))
         self._see(image, before)
         self.backend.rewind(self._kept)

@@ -75,7 +75,7 @@ def read_record(path: str | PathLike[str]) -> Record:
     base = Path(path)
     if base.suffix in {".hea", ".dat"}:
         base = base.with_suffix("")
-    header = base.with_name(base.name + ".hea")
+    header = base.parent / f"{base.name}.hea"  # with_name would not take a path without a name
     if not os.path.isfile(header):  # unlike Path.is_file, quiet about impossible names
         raise RecordError(
             f"There is no header {header}. Name a WFDB record, its .hea and signal files in one folder."

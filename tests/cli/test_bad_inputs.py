@@ -117,8 +117,10 @@ def test_a_damaged_header(damage, what, pulse, small_bundle, tmp_path) -> None:
     assert what in sentence
 
 
-def test_a_missing_record(pulse, small_bundle, tmp_path) -> None:
-    assert "no header" in pulse("run", small_bundle, "--record", tmp_path / "none").refused()
+@pytest.mark.parametrize("name", ["none", "", ".", "/"])
+def test_a_missing_record(name, pulse, small_bundle, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "no header" in pulse("run", small_bundle, "--record", name).refused()
 
 
 def test_a_bundle_with_one_flipped_byte(pulse, own_bundle, page) -> None:

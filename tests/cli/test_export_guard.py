@@ -15,8 +15,10 @@ import pytest
 
 
 def command(checkpoint: Path, output: Path, *more: str) -> list[str]:
+    """As the console script calls it: under ``python -m``, Python itself ends by SIGINT if Ctrl-C happens to
+    fall into an ``exec`` of a string, whatever exit code the program chose."""
     return [
-        *(sys.executable, "-m", "pulse_edge.cli", "export", "--target", "onnx"),
+        *(sys.executable, "-c", "from pulse_edge.cli import main; main()", "export", "--target", "onnx"),
         *("--model", str(checkpoint), "--output", str(output), *more),
     ]
 

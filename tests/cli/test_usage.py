@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -46,10 +50,11 @@ def test_mistakes(arguments, sentence, pulse, small_checkpoint, page, tmp_path, 
         (("--image", "{page}", "--ask", ""), "question is empty"),
         (("--image", "{page}", "--ask", " \n"), "question is empty"),
         (("--image", "{page}", "--ask", "<image>"), "must not contain <image>"),
+        (("--image", "{page}", "--ask", "\udcff\udcfe"), "not valid UTF-8"),  # how Python passes other bytes
         (("--image", "{page}", "--ask", "Why? why? " * 300), "context is 512"),
         (("--image", "{page}", "--max-new-tokens", "0"), "at least 1"),
     ],
-    ids=["neither", "both", "empty", "blank", "mark", "long", "budget"],
+    ids=["neither", "both", "empty", "blank", "mark", "bytes", "long", "budget"],
 )
 def test_run_asks_for_one_ecg_and_a_usable_question(arguments, sentence, pulse, small_bundle, page) -> None:
     assert sentence in pulse("run", small_bundle, *(a.format(page=page) for a in arguments)).refused()
@@ -77,3 +82,41 @@ def test_an_unfinished_command_line_shows_the_help(pulse) -> None:
     assert (done.code, done.err) == (0, "")
     assert done.out == pulse("--help").out
     assert done.out.startswith("Usage: ")
+
+
+SCRIPT = (sys.executable, "-c", "from pulse_edge.cli import main; main()")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [(("doctor",), 1, ""), (("doctor", "--json"), 1, ""), (("run", "x", "--json"), 2, "Name one ECG")],
+    ids=["text", "json", "error as json"],
+)
+def test_a_reader_that_has_left_gets_no_traceback(arguments, code, sentence) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([*SCRIPT, *arguments], stdout=write, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(write)
+    assert done.returncode == code
+    assert sentence in done.stderr
+    assert done.stderr.count("\n") == bool(sentence)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (("doctor",), 1, "The disk is full. Free some space"),
+        (("doctor", "--json"), 1, "The disk is full. Free some space"),
+        (("run", "x", "--json"), 2, "Name one ECG"),
+    ],
+    ids=["text", "json", "error as json"],
+)
+def test_a_full_disk_under_the_result_is_one_sentence(arguments, code, sentence) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*SCRIPT, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, timeout=120
+        )
+    assert done.returncode == code
+    assert sentence in done.stderr
+    assert done.stderr.count("\n") == 1
