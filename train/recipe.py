@@ -10,6 +10,7 @@ import yaml
 
 from pulse_edge.errors import UnknownNameError, UserError
 
+KINDS = ("reference", "sft")  # two stages from scratch (pulse-nano), or one stage of fine-tuning (PULSE)
 STAGES = ("see", "speak")  # objective.py says what each learns
 RECIPES = Path(__file__).parent / "recipes"
 T = TypeVar("T")
@@ -57,12 +58,12 @@ class Recipe:
     train: dict[str, TrainSettings]
 
 
-def read_recipe(name_or_path: str | Path) -> Recipe:
-    """Read a shipped recipe by name, or a recipe file by path.
+def open_recipe(name_or_path: str | Path) -> tuple[Path, dict[str, Any]]:
+    """Find a shipped recipe by name, or a recipe file by path, and parse it; no key is looked at.
 
     Raises:
-        UnknownNameError: no such recipe, or a key that no recipe has.
-        UserError: the file is not YAML, or a key is missing.
+        UnknownNameError: no such recipe.
+        UserError: the file is not YAML, or not a mapping.
     """
     path = Path(name_or_path)
     if path.suffix not in {".yaml", ".yml"}:
@@ -71,19 +72,41 @@ def read_recipe(name_or_path: str | Path) -> Recipe:
             raise UnknownNameError("recipe", str(name_or_path), [p.stem for p in RECIPES.glob("*.yaml")])
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"Cannot read the recipe {path}: {error}. Check the path and the YAML.") from error
     if not isinstance(raw, dict):
         raise UserError(f"The recipe {path} is not a mapping. Start from {RECIPES / 'pulse-nano.yaml'}.")
+    kind = raw.setdefault("kind", KINDS[0])
+    if kind not in KINDS:
+        raise UnknownNameError(f"kind of recipe in {path.name}", str(kind), KINDS)
+    return path, raw
+
+
+def read_recipe(name_or_path: str | Path) -> Recipe:
+    """Read a recipe of the kind ``reference``; ``sft_recipe.py`` reads the others.
+
+    Raises:
+        UnknownNameError: no such recipe, or a key that no recipe has.
+        UserError: the file is not YAML, is of another kind, or a key is missing.
+    """
+    path, raw = open_recipe(name_or_path)
+    if raw.pop("kind") != KINDS[0]:
+        raise UserError(f"{path} is a recipe for supervised fine-tuning. Start from pulse-nano instead.")
     stages = raw.get("train")
     if not isinstance(stages, dict) or set(stages) != set(STAGES):
         raise UserError(f"{path}: train needs the stages {' and '.join(STAGES)}, and no others.")
-    raw["train"] = {stage: _fill(TrainSettings, settings, path) for stage, settings in stages.items()}
-    raw["model"] = _fill(ModelShape, raw.get("model"), path)
-    return _fill(Recipe, raw, path)
+    raw["train"] = {stage: fill(TrainSettings, settings, path) for stage, settings in stages.items()}
+    raw["model"] = fill(ModelShape, raw.get("model"), path)
+    return fill(Recipe, raw, path)
 
 
-def _fill(kind: type[T], raw: Any, path: Path) -> T:
+def fill(kind: type[T], raw: Any, path: Path) -> T:
+    """Make a dataclass of a part of a recipe, which must have exactly its fields.
+
+    Raises:
+        UnknownNameError: a key that is none of its fields.
+        UserError: a field is missing.
+    """
     names = [f.name for f in fields(kind)]  # type: ignore[arg-type]
     given = raw if isinstance(raw, dict) else {}
     for key in given:
