@@ -5,6 +5,7 @@ torch and transformers are imported when a training starts, not when this packag
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,16 @@ def run(
 
     Args:
         recipe: name of a shipped recipe, or path of a YAML file.
-        data: labels.csv with the columns of shared/ecg, records relative to its folder.
+        data: labels.csv with the columns of shared/ecg, records relative to its folder; for a recipe
+            of the kind ``sft`` a JSON file in ECGInstruct's form, its pictures beside it.
         output: folder of the checkpoint, must not exist.
-        pages: overrides the recipe's number of pages, for a short trial.
+        pages: overrides the recipe's number of pages (``sft``: of conversations), for a short trial.
         workers: processes that render pages.
 
     Returns:
         ``{"checkpoint", "parameters", "history", "metrics"}``; metrics are measured on patients
-        of the test side of the split, which the training never sees.
+        of the test side of the split, which the training never sees (``sft``: the loss on
+        conversations that were held out, if any).
 
     Raises:
         UserError: unusable recipe or data, or the output exists.
@@ -40,13 +43,56 @@ def run(
     """
     if output.exists():
         raise UserError(f"{output} exists already. Choose another --output or delete it first.")
+    _needs_torch()
+    from pulse_edge.train.recipe import open_recipe, read_recipe
+
+    if open_recipe(recipe)[1]["kind"] == "sft":
+        from pulse_edge.train.sft import fine_tune
+        from pulse_edge.train.sft_recipe import read_sft_recipe
+
+        return fine_tune(read_sft_recipe(recipe), Path(data), Path(output), pages, workers)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "This recipe trains in one process: its batch normalisation and averaged weights would differ "
+            "from process to process. Start it without torchrun or accelerate launch."
+        )
+    from pulse_edge.train.pipeline import train_checkpoint
+
+    return train_checkpoint(read_recipe(recipe), Path(data), Path(output), pages, workers)
+
+
+def dry_run(recipe: str | Path, data: Path | None = None, gpus: int = 1) -> dict[str, Any]:
+    """Compute what training a recipe of the kind ``sft`` costs, without downloading or training anything.
+
+    Args:
+        recipe: name of a shipped recipe, or path of a YAML file.
+        data: the JSON file of conversations; as many as ECGInstruct has, by default.
+        gpus: how many H100 share the training.
+
+    Returns:
+        See :func:`pulse_edge.train.dry_run.plan`.
+
+    Raises:
+        UserError: unusable recipe or data, or a batch that the GPUs cannot share.
+        MissingExtraError: torch or transformers is not installed.
+    """
+    _needs_torch()
+    from pulse_edge.train.dry_run import CONVERSATIONS, TEXT_TOKENS, mean_text_tokens, plan
+    from pulse_edge.train.sft_recipe import read_sft_recipe
+    from pulse_edge.train.sources.ecginstruct import EcgInstruct
+
+    settings = read_sft_recipe(recipe)
+    count, text = CONVERSATIONS, TEXT_TOKENS
+    if data is not None:
+        conversations = EcgInstruct(Path(data))
+        count, text = len(conversations), mean_text_tokens(conversations)
+    return plan(settings, gpus, count, text)
+
+
+def _needs_torch() -> None:
     try:
         import accelerate  # noqa: F401
         import torch  # noqa: F401
         import transformers  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(error.name or "torch", "train") from error
-    from pulse_edge.train.pipeline import train_checkpoint
-    from pulse_edge.train.recipe import read_recipe
-
-    return train_checkpoint(read_recipe(recipe), Path(data), Path(output), pages, workers)
