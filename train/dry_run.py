@@ -205,7 +205,7 @@ def flops(model: PulseForConditionalGeneration, visual: int, text: int) -> dict[
 def vision_flops(model: PulseForConditionalGeneration) -> int:
     """Operations of the tower's forward pass over the five tiles of a page, counted by torch on shapes."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.model.vision_tower(torch.zeros(MAX_TILES, 3, TILE_SIZE, TILE_SIZE, device="meta"))
+        model.model.vision_tower(torch.zeros(MAX_TILES, 3, TILE_SIZE, TILE_SIZE, device=model.device))
     return int(counter.get_total_flops())
 
 

@@ -118,6 +118,11 @@ class PulseConvVisionModel(PreTrainedModel):
         elif isinstance(module, PulseConvVisionModel):
             nn.init.normal_(module.position, std=0.3)
 
+    def train(self, mode: bool = True) -> PulseConvVisionModel:
+        """Switch between training and evaluation; a frozen tower keeps its statistics, in evaluation."""
+        super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
+        return self
+
     def forward(
         self, pixel_values: torch.Tensor, output_hidden_states: bool | None = None, **kwargs: Any
     ) -> BaseModelOutput:
