@@ -7,6 +7,7 @@ mean over all supervised tokens of the batch, are the same for any number of pro
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 from pathlib import Path
@@ -62,6 +63,17 @@ def fine_tune(
     Raises:
         UserError: the data, the base weights or the number of processes do not suit the recipe.
     """
+    try:
+        return _fine_tune(recipe, data, output, pages, workers)
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            gc.collect()  # what FSDP shards must be gone before the processes part
+            torch.distributed.destroy_process_group()
+
+
+def _fine_tune(
+    recipe: SftRecipe, data: Path, output: Path, pages: int | None, workers: int
+) -> dict[str, Any]:
     settings, processes = recipe.train, int(os.environ.get("WORLD_SIZE", "1"))
     first = os.environ.get("RANK", "0") == "0"
     _check_devices(processes)
@@ -104,18 +116,24 @@ def fine_tune(
     last = last_complete(work, tidy=first)
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
     result = _finish(recipe, trainer, base, tokenizer, work, output, len(learned), len(held), first)
-    result["left_out"] = examples.left_out
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    return result
+    return {**result, "left_out": examples.left_out}
 
 
 class SftTrainer(Trainer):
-    """The dataset draws its own order, so that item k is the same in every run: it is kept."""
+    """transformers' Trainer, with our order of the data and our reading of checkpoints."""
 
+    # The dataset draws its own order, so that item k is the same in every run: it is kept.
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         data: Dataset[Any] = train_dataset if train_dataset is not None else self.train_dataset
         return SequentialSampler(data)  # type: ignore[arg-type]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        # transformers 5 saves under other names than it loads here, and only warns of missing weights.
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            target = self.model if model is None else model
+            target.load_state_dict(load_model(resume_from_checkpoint, "float32").state_dict())
 
 
 def token_loss(
@@ -222,7 +240,7 @@ def arguments(
         prediction_loss_only=True,
         save_strategy="steps",
         save_steps=settings.evaluate_every,
-        save_total_limit=2,  # one may be half-written when the process is killed
+        save_total_limit=3 if evaluates else 2,  # the best, and the newest may be half-written
         seed=recipe.seed,
         dataloader_num_workers=workers,
         dataloader_prefetch_factor=2 if workers else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +14,6 @@ from sklearn.metrics import roc_auc_score
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from pulse_edge.bundle import write_atomic
 from pulse_edge.ecg.instruct import SUPERCLASS_PHRASES
@@ -23,6 +23,7 @@ from pulse_edge.train.dataset import DefaultPages, PageDataset, collate
 from pulse_edge.train.examples import BeatBasis, Example
 from pulse_edge.train.objective import TrainingObjective
 from pulse_edge.train.recipe import STAGES, Recipe, TrainSettings
+from pulse_edge.train.resume import last_complete, mark
 
 
 def fit(
@@ -72,8 +73,8 @@ def fit(
                 data_collator=collate,
                 callbacks=[keeper],
             )
-            last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-            trainer.train(resume_from_checkpoint=last)
+            last = last_complete(folder, tidy=False)
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
         keeper.restore_best()
         history += keeper.history
     return history
@@ -95,7 +96,7 @@ def _arguments(settings: TrainSettings, seed: int, folder: Path, workers: int) -
         use_cpu=not torch.cuda.is_available(),
         logging_steps=50,
         save_steps=settings.evaluate_every,
-        save_total_limit=1,
+        save_total_limit=2,  # one may be half-written when the process is killed
         seed=seed,
         dataloader_num_workers=workers,
         dataloader_prefetch_factor=2 if workers else None,
@@ -157,13 +158,16 @@ class _Keeper(TrainerCallback):
             validate(cast(TrainingObjective, self.average.module), self.pages) | self.objective.mean_losses()
         )
         if not self.history or row["macro"] >= max(past["macro"] for past in self.history):
-            torch.save(self.average.module.state_dict(), self.folder / "best.pt")
+            torch.save(self.average.module.state_dict(), self.folder / "best.partial")
+            os.replace(self.folder / "best.partial", self.folder / "best.pt")
         self.history.append(row)
         write_atomic(self.folder / "history.json", json.dumps(self.history, indent=1).encode())
         print(json.dumps(row), flush=True)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        torch.save(self.average.state_dict(), self.folder / f"checkpoint-{state.global_step}" / "average.pt")
+        checkpoint = self.folder / f"checkpoint-{state.global_step}"
+        torch.save(self.average.state_dict(), checkpoint / "average.pt")
+        mark(checkpoint)
 
     def restore_best(self) -> None:
         """Put the best averaged weights into the model."""
