@@ -197,7 +197,9 @@ def train(
     else:
         typer.echo(f"checkpoint   {result['checkpoint']}  ({result['parameters'] / 1e6:.2f} M parameters)")
         for row in result["metrics"]:
-            scores = f"macro AUROC {row['auroc']['macro']:.3f}" if "auroc" in row else f"loss {row['loss']:.4f}"
+            scores = (
+                f"macro AUROC {row['auroc']['macro']:.3f}" if "auroc" in row else f"loss {row['loss']:.4f}"
+            )
             typer.echo(f"{row['set']}: {scores} on {row['n']} {row.get('what', 'records')}")
 
 

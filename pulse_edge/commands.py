@@ -221,23 +221,25 @@ def train(
     dry_run: bool = False,
     gpus: int | None = None,
 ) -> dict[str, Any]:
-    """Train a model from a recipe; see ``pulse_edge.train.run``, and ``pulse_edge.train.dry_run``.
+    """Train a model from a recipe; see ``pulse_edge.train.run``, and ``pulse_edge.train.estimate``.
 
     Raises:
         UserError: no data, or ``gpus`` without ``dry_run``.
     """
-    from pulse_edge.train import dry_run as plan
+    from pulse_edge.train import estimate
     from pulse_edge.train import run as train_run
 
     if dry_run:
-        return plan(recipe, data, 1 if gpus is None else gpus)
+        return estimate(recipe, data, 1 if gpus is None else gpus)
     if gpus is not None:
         raise UserError(
             "--gpus belongs to --dry-run. A training uses the processes it is started with: "
             "torchrun --nproc-per-node N -m pulse_edge.cli train …"
         )
     if data is None:
-        raise UserError("Name what is learned: --data labels.csv, or ECGInstruct's JSON for a recipe of PULSE.")
+        raise UserError(
+            "Name what is learned: --data labels.csv, or ECGInstruct's JSON for a recipe of PULSE."
+        )
     start = time.perf_counter()
     result = train_run(recipe, Path(data), Path(output or Path(recipe).stem), pages, workers)
     return {**result, "seconds": time.perf_counter() - start}

@@ -61,7 +61,7 @@ def run(
     return train_checkpoint(read_recipe(recipe), Path(data), Path(output), pages, workers)
 
 
-def dry_run(recipe: str | Path, data: Path | None = None, gpus: int = 1) -> dict[str, Any]:
+def estimate(recipe: str | Path, data: Path | None = None, gpus: int = 1) -> dict[str, Any]:
     """Compute what training a recipe of the kind ``sft`` costs, without downloading or training anything.
 
     Args:

@@ -18,7 +18,12 @@ from pulse_edge.train.events import EventFile
 CURVE: Final = "curve.png"
 _SIZE: Final = (900, 520)  # width, height
 _BOX: Final = (80, 40, 870, 460)  # left, top, right, bottom of the axes
-_INK: Final = {"loss": (180, 110, 40), "eval_loss": (40, 90, 220), "text": (60, 60, 60), "grid": (225, 225, 225)}
+_INK: Final = {
+    "loss": (180, 110, 40),
+    "eval_loss": (40, 90, 220),
+    "text": (60, 60, 60),
+    "grid": (225, 225, 225),
+}
 _SHOWN: Final = 2000  # points of a line; more are averaged
 
 
@@ -54,7 +59,9 @@ class Curve(TrainerCallback):
     def _write(self, row: dict[str, Any]) -> None:
         numbers = {k: v for k, v in row.items() if isinstance(v, (int, float)) and k not in ("step", "epoch")}
         tags = {
-            f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}": float(value)
+            f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}": float(
+                value
+            )
             for name, value in numbers.items()
         }
         if self._events is not None and tags:

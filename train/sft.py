@@ -82,7 +82,9 @@ def _fine_tune(
     tokenizer = Tokenizer.from_folder(base)
     model = load_base(recipe, base)
     if processes > 1 and model.config.vision_config.model_type == "pulse_conv" and not settings.freeze_vision:
-        raise UserError("A convolutional tower is trained in one process only. Freeze it, or use one process.")
+        raise UserError(
+            "A convolutional tower is trained in one process only. Freeze it, or use one process."
+        )
     examples = EcgInstruct(data)
     learned, held = divide(examples, settings.hold_out)
     steps = (settings.epochs * len(learned) if pages is None else pages) // settings.batch
@@ -100,7 +102,15 @@ def _fine_tune(
         tile = tokens_per_tile(model.config)
         log = work / "left_out.txt"
         return Conversations(
-            examples, places, tokenizer, recipe.model.merge, tile, settings.max_length, length, recipe.seed, log
+            examples,
+            places,
+            tokenizer,
+            recipe.model.merge,
+            tile,
+            settings.max_length,
+            length,
+            recipe.seed,
+            log,
         )
 
     set_seed(recipe.seed)
@@ -149,12 +159,11 @@ def token_loss(
     """
     target = labels[:, 1:][:, predicting(labels)]
     logits = outputs.logits.float().flatten(0, 1)
-    loss = torch.nn.functional.cross_entropy(logits, target.flatten(), ignore_index=IGNORE_ID, reduction="sum")
+    loss = torch.nn.functional.cross_entropy(
+        logits, target.flatten(), ignore_index=IGNORE_ID, reduction="sum"
+    )
     count = (target != IGNORE_ID).sum() if num_items_in_batch is None else num_items_in_batch
     return loss / torch.as_tensor(count, device=loss.device).clamp(min=1)
-
-
-
 
 
 def load_base(recipe: SftRecipe, base: Path) -> PulseForConditionalGeneration:
@@ -172,7 +181,7 @@ def load_base(recipe: SftRecipe, base: Path) -> PulseForConditionalGeneration:
     if wrong:
         raise UserError(
             f"{base} is not of the recipe's architecture: {len(wrong)} weights differ, for one {wrong[0]}, "
-            f"{found.get(wrong[0])} instead of {shapes.get(wrong[0])}. Name another init, or correct the recipe."
+            f"{found.get(wrong[0])} instead of {shapes.get(wrong[0])}. Use another init or recipe."
         )
     model.config.merge = recipe.model.merge  # LLaVA-1.6 unpads; PULSE starts from it and does not
     visual, context = tokens_per_page(model.config), model.config.text_config.max_position_embeddings
@@ -274,7 +283,7 @@ def _check_devices(processes: int) -> None:
         count = torch.cuda.device_count()
         raise UserError(
             f"This machine has {count} GPUs, but one process was started. Use all of them with: "
-            f"torchrun --nproc-per-node {count} -m pulse_edge.cli train …; or one with CUDA_VISIBLE_DEVICES=0."
+            f"torchrun --nproc-per-node {count} -m pulse_edge.cli train …, or one: CUDA_VISIBLE_DEVICES=0."
         )
 
 
@@ -305,7 +314,7 @@ def _finish(
         card = {
             "name": recipe.name,
             "parent": {"name": parent["name"], "sha256": _hashes(base), "recipe": parent["recipe"]},
-            "recipe": f"{recipe.name}.yaml, seed {recipe.seed}, best of {state.global_step} steps: {best.name}",
+            "recipe": f"{recipe.name}.yaml, seed {recipe.seed}, {best.name} of {state.global_step} steps",
             "data": {"conversations": learned, "held_out": held},
             "metrics": metrics,
             "labels": parent["labels"],

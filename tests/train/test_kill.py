@@ -10,8 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
+from pulse_edge.errors import UserError
 from pulse_edge.model.checkpoint import load_model
 from pulse_edge.train import run
 
@@ -19,7 +21,16 @@ from pulse_edge.train import run
 def test_a_killed_training_resumes_to_the_same_weights(
     labels_csv: Path, tiny_recipe: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "pulse_edge.cli", "train", "--recipe", str(tiny_recipe), "--workers", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "pulse_edge.cli",
+        "train",
+        "--recipe",
+        str(tiny_recipe),
+        "--workers",
+        "0",
+    ]
     command += ["--data", str(labels_csv), "--output", str(tmp_path / "killed")]
     env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -38,3 +49,12 @@ def test_a_killed_training_resumes_to_the_same_weights(
     run(tiny_recipe, labels_csv, tmp_path / "whole", workers=0)
     one, two = (load_model(tmp_path / name).state_dict() for name in ("whole", "killed"))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_several_processes_are_refused_before_anything_is_written(
+    labels_csv: Path, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="trains in one process"):
+        run(tiny_recipe, labels_csv, tmp_path / "new", workers=0)
+    assert not list(tmp_path.glob("new*"))

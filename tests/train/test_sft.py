@@ -24,7 +24,7 @@ from pulse_edge.model.checkpoint import load_model, read_card, save_model
 from pulse_edge.model.pulse import PulseForConditionalGeneration
 from pulse_edge.model.tokenizer import Tokenizer
 from pulse_edge.runtimes.load import load
-from pulse_edge.train import run
+from pulse_edge.train import estimate, run
 from pulse_edge.train.events import crc32c
 from pulse_edge.train.resume import last_complete, mark
 from pulse_edge.train.sft import token_loss
@@ -138,12 +138,14 @@ def test_the_model_learns_and_the_best_is_kept(home: Path, alone: list[dict[str,
     card = read_card(home / "alone")
     best = min(judged, key=lambda step: judged[step])
     assert card["metrics"][0]["loss"] == pytest.approx(judged[best])
-    assert card["recipe"].endswith(f"checkpoint-{best}")
+    assert f"checkpoint-{best} of" in card["recipe"]
     assert card["parent"]["name"] == "base"
     kept = load_model(home / "alone.training" / f"checkpoint-{best}").state_dict()
-    assert all(torch.equal(kept[name], tensor) for name, tensor in load_model(home / "alone").state_dict().items())
+    assert all(
+        torch.equal(kept[name], tensor) for name, tensor in load_model(home / "alone").state_dict().items()
+    )
     answer = load(home / "alone").ask(home / "0.png", "What does it show?")
-    assert "rhythm" in answer.lower() or answer
+    assert answer
 
 
 def test_the_curve_is_there_for_people_and_for_tensorboard(home: Path, alone: list[dict[str, Any]]) -> None:
@@ -230,7 +232,9 @@ def test_a_record_is_learned_or_held_out_with_all_its_pages(tmp_path: Path) -> N
     rows = []
     for k in range(200):
         patient = f"p1{k // 4:07d}"
-        name = f"mimic/{patient[:5]}/{patient}/s{k}/{k}-0.png" if k % 2 else f"ptb/{k // 10:05d}_hr-{k % 10}.png"
+        name = (
+            f"mimic/{patient[:5]}/{patient}/s{k}/{k}-0.png" if k % 2 else f"ptb/{k // 10:05d}_hr-{k % 10}.png"
+        )
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
         rows.append({**_row(k, "Fine."), "image": name})
@@ -254,7 +258,7 @@ def test_a_frozen_tower_and_what_never_runs_are_not_trained(home: Path) -> None:
         freeze(model, vision)
         items = [n for n, p in model.named_parameters() if p.requires_grad]
         assert any("vision_tower" in name for name in items) is not vision
-        assert not [n for n in items if "layers.1." in n and "vision" in n or "post_layernorm" in n]
+        assert not [n for n in items if ("layers.1." in n and "vision" in n) or "post_layernorm" in n]
         assert not [name for name in items if "image_newline" in name]
 
 
@@ -294,3 +298,13 @@ def test_what_does_not_fit_the_recipe_is_refused(
     with pytest.raises(UserError, match=said):
         run(tmp_path / "wrong.yaml", home / "data.json", tmp_path / "out", workers=0)
     assert not list(tmp_path.glob("out*"))
+
+
+def test_the_dry_run_measures_the_data(home: Path) -> None:
+    plan = estimate(home / "tiny.yaml", home / "data.json", gpus=2)
+    assert plan["conversations"] == 20
+    assert plan["steps"] == 10
+    assert plan["batch"] == {"global": 4, "per_gpu": 2, "accumulate": 1}
+    assert plan["tokens"]["visual"] == 180
+    assert 40 < plan["tokens"]["text"] < 120
+    assert plan["parameters"] == sum(p.numel() for p in load_model(home / "base").parameters())
