@@ -39,6 +39,7 @@ class Curve(TrainerCallback):
         self._events: EventFile | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Begin TensorBoard's file with what is known of the steps before."""
         if not state.is_world_process_zero:
             return
         # What was logged behind the checkpoint that is resumed from will be logged again.
@@ -49,10 +50,12 @@ class Curve(TrainerCallback):
             self._write(row)
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Add the newest row to TensorBoard's file."""
         if state.is_world_process_zero and state.log_history:
             self._write(state.log_history[-1])
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Draw the picture anew."""
         if state.is_world_process_zero:
             write_atomic(self.folder / CURVE, draw(state.log_history))
 
@@ -64,7 +67,7 @@ class Curve(TrainerCallback):
             )
             for name, value in numbers.items()
         }
-        if self._events is not None and tags:
+        if self._events is not None and "train_runtime" not in row:  # the summary at the end is no step
             self._events.write(int(row["step"]), tags, time.time())
 
 

@@ -20,6 +20,7 @@ class Marker(TrainerCallback):
     """Marks every checkpoint that the Trainer has written completely; it must be the last callback."""
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Wait until every process has written, then mark."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.barrier()
         if state.is_world_process_zero:
