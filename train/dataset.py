@@ -8,6 +8,7 @@ page and the model still learns exactly what it is asked at inference: one quest
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -71,7 +72,7 @@ class PageDataset(Dataset[dict[str, Any]]):
         if rng.random() < 0.4:
             image = vary_picture(image, rng)
         measured = measure(record)
-        facts = instruct.Facts(example.facts.codes, example.facts.superclasses, measured.rate_bpm)
+        facts = replace(example.facts, rate_bpm=measured.rate_bpm)
         turns = [
             *instruct.superclass_turns(facts, rng),
             *instruct.finding_turns(facts, rng, count=2),
@@ -127,10 +128,11 @@ def after_image(question: str, tokenizer: Tokenizer, answer: str | None = None) 
 
 
 def diagnoses(facts: instruct.Facts) -> NDArray[np.float32]:
-    """Return 1, 0 or NaN (not assigned) for the five superclasses, then for the findings asked about."""
+    """Return 1, 0 or NaN (not known) for the five superclasses, then for the findings asked about."""
     known = np.float32(np.nan if not facts.superclasses else 0.0)
     groups = [known + np.float32(name in facts.superclasses) for name in instruct.SUPERCLASS_PHRASES]
-    return np.array(groups + [code in facts.codes for code in instruct.ASKED], np.float32)
+    found = [facts.has(code) for code in instruct.ASKED]
+    return np.array(groups + [np.nan if has is None else has for has in found], np.float32)
 
 
 def pack(prefix: list[int], turns: list[instruct.Turn], tokenizer: Tokenizer) -> dict[str, Any]:

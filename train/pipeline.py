@@ -11,14 +11,16 @@ from rich.console import Console
 
 from pulse_edge.ecg.instruct import CLOSED_QUESTIONS, SUPERCLASS_PHRASES
 from pulse_edge.ecg.split import Split
+from pulse_edge.errors import UserError
 from pulse_edge.model.checkpoint import save_model
 from pulse_edge.model.pulse import PulseForConditionalGeneration
 from pulse_edge.model.tokenizer import Tokenizer
 from pulse_edge.train.build import build_model
 from pulse_edge.train.dataset import DefaultPages
-from pulse_edge.train.examples import Example, fit_beat_basis, read_examples
+from pulse_edge.train.examples import Example, fit_beat_basis, read_examples, write_split
 from pulse_edge.train.objective import TrainingObjective
 from pulse_edge.train.recipe import STAGES, Recipe
+from pulse_edge.train.sources import SOURCES, detect
 from pulse_edge.train.tokenizer import train_tokenizer
 from pulse_edge.train.trainer import answer_ids, fit, validate
 
@@ -35,6 +37,7 @@ def train_checkpoint(
     learn, choose, held_out = (_read(data, side, console) for side in ("train", "validation", "test"))
     work = output.with_name(output.name + ".training")
     work.mkdir(parents=True, exist_ok=True)
+    split_hash = write_split(work / "split.json", {"train": learn, "validation": choose, "test": held_out})
     if not (work / "tokenizer.model").is_file():
         train_tokenizer(work, recipe.model.vocab_size)
     tokenizer = Tokenizer.from_folder(work)
@@ -46,7 +49,7 @@ def train_checkpoint(
         for side, examples in (("validation", choose), ("test", held_out))
     ]
     # Half precision is what ships: the weights are read back as float32, and parity is measured on them.
-    save_model(model.half(), tokenizer, output, card(recipe, learn, metrics))
+    save_model(model.half(), tokenizer, output, card(recipe, data, split_hash, learn, metrics))
     return {
         "checkpoint": str(output),
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -58,7 +61,15 @@ def train_checkpoint(
 def _read(data: Path, side: Split, console: Console) -> list[Example]:
     examples, left_out = read_examples(data, (side,))
     console.print(f"{side}: {len(examples)} records; left out: {left_out}")
-    return examples if side == "train" else [e for e in examples if e.facts.superclasses]
+    if side == "train":
+        return examples
+    scored = [example for example in examples if example.facts.superclasses]
+    if not scored:
+        raise UserError(
+            f"No {side} record of {data} has a superclass, so a model cannot be scored on it. "
+            "Train on PTB-XL, or on a table that holds it too."
+        )
+    return scored
 
 
 def _measure(
@@ -71,25 +82,29 @@ def _measure(
     return {"n": len(examples), "patients": len({e.patient for e in examples}), "auroc": auroc}
 
 
-def card(recipe: Recipe, learn: list[Example], metrics: list[dict[str, Any]]) -> dict[str, Any]:
+def card(
+    recipe: Recipe, data: Path, split_hash: str, learn: list[Example], metrics: list[dict[str, Any]]
+) -> dict[str, Any]:
     """Return the fields of ``pulse.json`` of a model that was trained from scratch."""
+    source = SOURCES[detect(data)].card
     return {
         "name": recipe.name,
         "parent": None,
         "recipe": f"{recipe.name}.yaml, seed {recipe.seed}, "
         + ", ".join(f"{stage}: {settings.pages} pages" for stage, settings in recipe.train.items()),
         "data": {
-            "set": "PTB-XL 1.0.3 (Wagner et al., Scientific Data 2020), resampled to 200 Hz",
+            "set": source["set"],
             "records": len(learn),
             "patients": len({e.patient for e in learn}),
-            "split": "by patient, pulse_edge.ecg.split: 75 % train, 7 % validation, 18 % test",
+            "split": source["split"],
+            "split_sha256": split_hash,
         },
         "metrics": metrics,
         "labels": {name: {"phrase": phrase} for name, phrase in SUPERCLASS_PHRASES.items()},
         "scoring": {"question": CLOSED_QUESTIONS[0], "positive": "Yes", "negative": "No"},
         "licences": [
             {"what": "weights", "licence": "Apache-2.0"},
-            {"what": "training data: PTB-XL", "licence": "CC BY 4.0"},
+            {"what": f"training data: {source['set']}", "licence": source["licence"]},
         ],
         "intended_use": INTENDED_USE,
     }
