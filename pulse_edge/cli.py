@@ -174,7 +174,7 @@ def doctor(as_json: Json = False) -> None:
 
 @app.command()
 def train(
-    data: Annotated[Path, typer.Option(help="labels.csv of the training records.")],
+    data: Annotated[Path, typer.Option(help="Table or folder of the training records.")],
     recipe: Annotated[str, typer.Option(help="Shipped recipe, or a YAML file.")] = "pulse-nano",
     output: Annotated[Path | None, typer.Option(help="Folder of the checkpoint.")] = None,
     pages: Annotated[int | None, typer.Option(help="Pages per stage, for a short trial.")] = None,

@@ -25,7 +25,8 @@ def run(
 
     Args:
         recipe: name of a shipped recipe, or path of a YAML file.
-        data: labels.csv with the columns of shared/ecg, records relative to its folder.
+        data: PTB-XL's folder, a table like shared/ecg/labels.csv, or a folder of WFDB records with SNOMED
+            codes; see ``train.sources``.
         output: folder of the checkpoint, must not exist.
         pages: overrides the recipe's number of pages, for a short trial.
         workers: processes that render pages.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,24 +72,19 @@ def labels_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_record(
-    base: Path, signal: NDArray[Any], comments: list[str] | None = None, fs: float = 200
-) -> None:
-    """Write millivolts [12, n] as a WFDB record, 16-bit steps of a microvolt; NaN is a missing sample."""
-    import wfdb
-
+    base: Path, signal: NDArray[Any], comments: tuple[str, ...] = (), fs: float = 200, unit: str = "mV"
+) -> Path:
+    """Write [12, n] as a WFDB record in steps of a thousandth of the unit; NaN is a missing sample."""
     base.parent.mkdir(parents=True, exist_ok=True)
-    wfdb.wrsamp(
-        base.name,
-        fs=fs,
-        units=["mV"] * 12,
-        sig_name=list(LEADS),
-        p_signal=signal.T.astype(np.float64),
-        fmt=["16"] * 12,
-        adc_gain=[1000.0] * 12,
-        baseline=[0] * 12,
-        comments=comments or [],
-        write_dir=str(base.parent),
-    )
+    steps = np.where(np.isnan(signal), -32768, np.round(signal * 1000).clip(-32767, 32767)).astype("<i2")
+    base.with_name(f"{base.name}.dat").write_bytes(steps.T.tobytes())
+    lines = [f"{base.name} 12 {fs:g} {signal.shape[1]}"]
+    lines += [
+        f"{base.name}.dat 16 1000/{unit} 16 0 {row[0]} 0 0 {lead}"
+        for lead, row in zip(LEADS, steps, strict=True)
+    ]
+    base.with_name(f"{base.name}.hea").write_text("\n".join([*lines, *comments]) + "\n")
+    return base
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -96,3 +92,19 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
         writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+@pytest.fixture(scope="session", name="write_record")
+def _write_record() -> Callable[..., Path]:
+    return write_record
+
+
+@pytest.fixture(scope="session", name="write_table")
+def _write_table() -> Callable[[Path, list[dict[str, Any]]], None]:
+    return write_table
+
+
+@pytest.fixture(scope="session")
+def signals() -> dict[str, NDArray[np.float32]]:
+    """The signals of the shipped ECGs, [12, n] in mV at 200 Hz, by the record's name."""
+    return {row["record"]: read_record(SAMPLES / row["record"]).signal for row in samples()}

@@ -145,11 +145,11 @@ def _read(row: Row) -> Example | str:
         return f"record shorter than {SECONDS[0]:g} s or longer than {SECONDS[1]:g} s"
     if np.isnan(record.signal).any():
         return "record with missing samples (NaN)"
-    if float(np.ptp(record.signal, axis=1).min()) < FLAT_MV:
-        return "record with a flat lead"
     measured = measure(record)
     if not AMPLITUDE_MV[0] <= amplitude(record, measured) <= AMPLITUDE_MV[1]:
-        return "record with impossible amplitudes (wrong gain)"
+        return "record with impossible amplitudes (wrong gain, or no signal)"
+    if float(np.ptp(record.signal, axis=1).min()) < FLAT_MV:
+        return "record with a flat lead"
     if record.problems:  # a channel that is no lead, a rate or unit that the header does not state, …
         return "record with a doubtful header"
     return Example(record, row.patient, Facts(row.codes, row.superclasses, measured.rate_bpm, row.assignable))
