@@ -72,7 +72,7 @@ def test_entries_come_back_as_they_were_written(folder: Path) -> None:
 def test_the_picture_folder_may_be_named_or_be_that_of_the_file(folder: Path, tmp_path: Path) -> None:
     path = folder / "images" / "ecg.json"
     path.write_text(json.dumps([GOOD]))
-    assert len(EcgInstruct(path)) == 1
+    assert len(EcgInstruct(path)) == len(EcgInstruct(path.parent)) == 1
     elsewhere = tmp_path / "ecg.json"
     elsewhere.write_text(json.dumps([GOOD]))
     assert len(EcgInstruct(elsewhere, folder / "images")) == 1
