@@ -157,19 +157,30 @@ def test_nothing_usable_and_a_changed_file_are_refused(folder: Path) -> None:
         found[0]
 
 
-JSON = st.recursive(
-    st.none() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x), max_leaves=8
+TEXT = st.text(max_size=5)
+LEAF = st.none() | st.integers(-9, 9) | TEXT
+JSON = (
+    LEAF | st.lists(LEAF | st.lists(LEAF, max_size=2), max_size=3) | st.dictionaries(TEXT, LEAF, max_size=3)
+)
+# A busy machine is no failure: neither time per example nor slow generation is judged.
+patient = settings(
+    deadline=None,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 
-@given(JSON | st.fixed_dictionaries({"image": st.text(), "conversations": JSON}))
+@patient
+@given(JSON | st.fixed_dictionaries({"image": TEXT, "conversations": JSON}))
 def test_no_entry_breaks_the_parser(value: Any) -> None:
     found = parse(json.dumps(value).encode(), Path("images"))
     assert isinstance(found, str)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
-@given(st.lists(st.dictionaries(st.text(), JSON), max_size=4), st.booleans(), st.sampled_from([None, 1]))
+@patient
+@given(
+    st.lists(st.dictionaries(TEXT, JSON, max_size=3), max_size=4), st.booleans(), st.sampled_from([None, 1])
+)
 def test_places_agree_with_a_whole_parse(
     folder: Path, entries: list[dict[str, Any]], ascii_only: bool, indent: int | None
 ) -> None:
