@@ -179,13 +179,14 @@ def train(
     output: Annotated[Path | None, typer.Option(help="Folder of the checkpoint.")] = None,
     pages: Annotated[int | None, typer.Option(help="Pages per stage, for a short trial.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that render pages.")] = 1,
+    init: Annotated[str | None, typer.Option(help="Checkpoint or shipped model to start from.")] = None,
     as_json: Json = False,
 ) -> None:
     """Train a model from a recipe; an interrupted training is resumed."""
     from pulse_edge import commands
 
     with redirect_stdout(sys.stderr):  # the Trainer's progress is no part of the result
-        result = commands.train(recipe, data, output, pages, workers)
+        result = commands.train(recipe, data, output, pages, workers, init)
     if as_json:
         _print_json(result)
         return

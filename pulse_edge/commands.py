@@ -218,10 +218,11 @@ def train(
     output: Path | None = None,
     pages: int | None = None,
     workers: int = 1,
+    init: str | None = None,
 ) -> dict[str, Any]:
     """Train a model from a recipe; see ``pulse_edge.train.run``."""
     from pulse_edge.train import run as train_run
 
     start = time.perf_counter()
-    result = train_run(recipe, Path(data), Path(output or Path(recipe).stem), pages, workers)
+    result = train_run(recipe, Path(data), Path(output or Path(recipe).stem), pages, workers, init)
     return {**result, "seconds": time.perf_counter() - start}
