@@ -32,7 +32,12 @@ def shared() -> Path:
 
 
 SMALL: dict[str, Any] = {
-    "vision": {"widths": [6, 6, 12, 24], "strides": [4, 2, 2, 3], "depths": [0, 0, 0, 1]},
+    "vision": {
+        "widths": [6, 6, 12, 24],
+        "strides": [4, 2, 2, 3],
+        "depths": [0, 0, 0, 1],
+        "context_layers": 1,
+    },
     "text": {
         "hidden_size": 32,
         "intermediate_size": 48,

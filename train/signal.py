@@ -56,9 +56,7 @@ class _Block(nn.Module):
             nn.Conv1d(width_in, width, 7, 2, 3, bias=False), nn.BatchNorm1d(width), nn.ReLU(),
             nn.Dropout(0.2), nn.Conv1d(width, width, 7, 1, 3, bias=False), nn.BatchNorm1d(width),
         )  # fmt: skip
-        self.skip = nn.Sequential(
-            nn.AvgPool1d(2, ceil_mode=True), nn.Conv1d(width_in, width, 1, bias=False)
-        )
+        self.skip = nn.Sequential(nn.AvgPool1d(2, ceil_mode=True), nn.Conv1d(width_in, width, 1, bias=False))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.relu(self.body(x) + self.skip(x))

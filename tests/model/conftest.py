@@ -45,7 +45,9 @@ def student() -> Any:
         num_key_value_heads=2, vocab_size=512, max_position_embeddings=300, tie_word_embeddings=True,
     )  # fmt: skip
     config = PulseConfig(
-        text_config=text, vision_config=PulseConvVisionConfig(widths=(8, 8, 8, 16), depths=(1, 0, 0, 0)),
+        text_config=text, vision_config=PulseConvVisionConfig(
+            widths=(8, 8, 8, 16), depths=(1, 0, 0, 0), context_layers=1, context_heads=2
+        ),
         vision_feature_layer=-1, vision_feature_select_strategy="full", tie_word_embeddings=True,
     )  # fmt: skip
     model = PulseForConditionalGeneration(config)

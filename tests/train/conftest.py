@@ -15,7 +15,12 @@ RECIPE = {
     "seed": 3,
     "model": {
         "vocab_size": 700,
-        "vision": {"widths": [6, 6, 12, 24], "strides": [4, 2, 2, 3], "depths": [0, 0, 0, 1]},
+        "vision": {
+            "widths": [6, 6, 12, 24],
+            "strides": [4, 2, 2, 3],
+            "depths": [0, 0, 0, 1],
+            "context_layers": 1,
+        },
         "text": {
             "hidden_size": 24,
             "intermediate_size": 32,
@@ -65,3 +70,13 @@ def labels_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
         writer.writeheader()
         writer.writerows(rows)
     return folder / "labels.csv"
+
+
+@pytest.fixture(scope="session")
+def trained(labels_csv: Path, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the whole tiny recipe; its working files stand beside it."""
+    from pulse_edge.train import run
+
+    folder = tmp_path_factory.mktemp("trained") / "tiny"
+    run(tiny_recipe, labels_csv, folder, workers=0)
+    return folder
