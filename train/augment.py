@@ -84,7 +84,7 @@ def vary_picture(
         corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
         moved = corners + np.array([[rng.uniform(-reach, reach) for _ in "xy"] for _ in corners], np.float32)
         border = tuple(rng.randint(0, 255) for _ in range(3))
-        warp = cv2.getPerspectiveTransform(corners, moved)
+        warp = np.asarray(cv2.getPerspectiveTransform(corners, moved), np.float64)
         image = cv2.warpPerspective(
             image, warp, (width, height), flags=cv2.INTER_LINEAR, borderValue=border
         ).astype(np.uint8)

@@ -11,6 +11,7 @@ the label back.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -39,7 +40,7 @@ class SignalNet(nn.Module):
         self.stem = nn.Sequential(
             nn.Conv1d(12, widths[0], 9, 2, 4, bias=False), nn.BatchNorm1d(widths[0]), nn.ReLU()
         )
-        self.blocks = nn.Sequential(*(_Block(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)))
+        self.blocks = nn.Sequential(*(_Block(a, b) for a, b in pairwise(widths)))
         self.head = nn.Sequential(nn.Dropout(0.4), nn.Linear(2 * widths[-1], targets))
 
     def forward(self, signal: torch.Tensor) -> torch.Tensor:

@@ -55,7 +55,12 @@ def cell_traces(
         x = strip.x + (at / record.fs - strip.start_s) * page.px_per_s
         zero = _on_canvas(x, np.full(len(x), strip.y), warp, place.resized, (width, height), place.paste)
         trace = _on_canvas(
-            x, strip.y - mv * page.px_per_mv, warp, place.resized, (width, height), place.paste
+            x,
+            strip.y - mv.astype(np.float64) * page.px_per_mv,
+            warp,
+            place.resized,
+            (width, height),
+            place.paste,
         )
         base = np.interp(columns, *zero, left=np.nan, right=np.nan)
         ink = np.interp(columns, *trace, left=np.nan, right=np.nan)
