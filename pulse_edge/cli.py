@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -200,6 +201,9 @@ def main() -> None:
 
     Exit codes: 0 done, 1 failed or interrupted, 2 the command line or an input is at fault.
     """
+    with suppress(ValueError):  # signals belong to the main thread; elsewhere the caller answers for them
+        # A service manager stops a job with SIGTERM: it cleans up as it does after Ctrl-C.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(_guard(lambda: app(standalone_mode=False)))
 
 

@@ -72,9 +72,9 @@ class Readout(nn.Module):
         asked = self.norm(tokens[:, traces.shape[2] :])
         traced = _huber(self.trace(asked) * TRACE_SCALE, traces.flatten(1, 2) * TRACE_SCALE)
         named = nn.functional.cross_entropy(
-            self.lead(asked).float().flatten(0, 1), leads.flatten(), ignore_index=IGNORE_ID
+            self.lead(asked).float().flatten(0, 1), leads.flatten(), ignore_index=IGNORE_ID, reduction="sum"
         )
-        return traced + LEAD_WEIGHT * named
+        return traced + LEAD_WEIGHT * named / (leads != IGNORE_ID).sum().clamp(min=1)
 
     def loss(
         self, tokens: torch.Tensor, beats: torch.Tensor, rhythm: torch.Tensor, diagnoses: torch.Tensor

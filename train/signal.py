@@ -21,6 +21,7 @@ from scipy.signal import resample_poly
 from torch import nn
 
 from pulse_edge.ecg.instruct import SUPERCLASS_PHRASES
+from pulse_edge.errors import UserError
 from pulse_edge.train.examples import Example
 
 FS: Final = 100  # Hz; half of it holds all that a page of 57 pixels a second can show
@@ -81,7 +82,15 @@ def cross_fitted(
 
     Returns:
         float32 [n, targets].
+
+    Raises:
+        UserError: there are too few patients to keep any apart.
     """
+    if len({example.patient for example in examples}) < FOLDS:
+        raise UserError(
+            f"Training needs records of {FOLDS} patients or more, so that the signal teacher never judges "
+            "a patient that it learnt from. Name a larger labels.csv with --data."
+        )
     signals = np.stack([_samples(example) for example in examples])
     patients = sorted({example.patient for example in examples})
     order = np.random.default_rng(seed).permutation(len(patients)) % FOLDS
@@ -89,8 +98,6 @@ def cross_fitted(
     fold = np.array([of_patient[example.patient] for example in examples])
     logits = np.empty_like(targets)
     for k in range(FOLDS):
-        if not (fold == k).any():
-            continue
         net = _fit(signals[fold != k], targets[fold != k], seed + k, epochs, tick)
         with torch.no_grad():
             logits[fold == k] = net(torch.from_numpy(signals[fold == k])).numpy()

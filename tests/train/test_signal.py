@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from pulse_edge.errors import UserError
 from pulse_edge.train import signal
 from pulse_edge.train.dataset import PageDataset, diagnoses
 from pulse_edge.train.examples import fit_beat_basis, read_examples
@@ -70,3 +71,9 @@ def test_beliefs_soften_the_labels_of_their_own_record(labels_csv: Path, small_c
         assert np.array_equal(told, diagnoses(examples[row].facts))
         seen.append(row)
     assert sorted(seen) == list(range(6))
+
+
+def test_too_few_patients_are_refused(labels_csv: Path) -> None:
+    examples, _ = read_examples(labels_csv, ("train",))
+    with pytest.raises(UserError, match="3 patients"):
+        signal.cross_fitted(examples[:2], np.zeros((2, 28), np.float32), seed=0)
