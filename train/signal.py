@@ -26,8 +26,8 @@ from pulse_edge.train.examples import Example
 
 FS: Final = 100  # Hz; half of it holds all that a page of 57 pixels a second can show
 SAMPLES: Final = 1000
-FOLDS: Final = 3
-EPOCHS: Final = 24
+FOLDS: Final = 5
+EPOCHS: Final = 40
 BATCH: Final = 32
 PEAK_RATE: Final = 4e-3
 FINDING_WEIGHT: Final = 0.5

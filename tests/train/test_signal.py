@@ -75,5 +75,5 @@ def test_beliefs_soften_the_labels_of_their_own_record(labels_csv: Path, small_c
 
 def test_too_few_patients_are_refused(labels_csv: Path) -> None:
     examples, _ = read_examples(labels_csv, ("train",))
-    with pytest.raises(UserError, match="3 patients"):
+    with pytest.raises(UserError, match="5 patients"):
         signal.cross_fitted(examples[:2], np.zeros((2, 28), np.float32), seed=0)
