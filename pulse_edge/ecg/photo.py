@@ -147,20 +147,18 @@ def _resample(
     page: NDArray[np.uint8], mesh: Mesh, camera: Camera, style: PhotoStyle, rng: np.random.Generator
 ) -> NDArray[np.float32]:
     """Look up every pixel of the photo on the page, or on the table around it: float32 [h, w, 3]."""
-    density = np.array(page.shape[1::-1], np.float64) / camera.size_mm  # px/mm, each way
+    sides = np.array(page.shape[1::-1], np.float64)
+    density = sides / camera.size_mm  # px/mm, each way
     at = mesh.spread((mesh.mm * density - 0.5).astype(np.float32))
-    warped = cv2.remap(page, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    picture = warped.astype(np.float32)
+    picture = cv2.remap(page, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     # The page's outline is convex but for its bending: if the frame's rim shows paper, so does the rest.
     rim = np.concatenate([at[0], at[-1], at[:, 0], at[:, -1]])
-    edge = np.array(page.shape[1::-1], np.float32) - 0.5
-    if bool(np.all((rim > -0.51) & (rim < edge + 0.01))):
-        return picture
-    inward = np.minimum(at + 0.5, edge - at).min(axis=-1)  # page pixels from the nearest edge
-    paper = np.clip(inward * np.float32(camera.scale / density.mean()) + 0.5, 0, 1)[..., None]
-    ground = table(style.background, mesh.size, rng).astype(np.float32)
-    # The sheet darkens the table next to it.
-    contact = np.exp(np.minimum(inward, 0) / np.float32(3 * density.mean()))
-    ground *= (1 - 0.45 * contact)[..., None]
-    ground += (picture - ground) * paper
-    return ground
+    if not np.all((rim > -0.51) & (rim < sides - 0.49)):
+        # Page pixels from the nearest edge, positive on the page.
+        across = (sides[0] / 2).astype(np.float32) - np.abs(at[..., 0] - np.float32(sides[0] / 2 - 0.5))
+        inward = (sides[1] / 2).astype(np.float32) - np.abs(at[..., 1] - np.float32(sides[1] / 2 - 0.5))
+        np.minimum(across, inward, out=inward)
+        paper = np.clip(inward * np.float32(camera.scale / density.mean()) + np.float32(0.5), 0, 1)
+        ground = table(style.background, mesh.size, inward / np.float32(density.mean()), rng)
+        picture = cv2.blendLinear(picture, ground, paper, 1 - paper)
+    return np.asarray(picture, np.float32)

@@ -25,10 +25,11 @@ from pulse_edge.ecg.photo_style import PhotoStyle
 
 NODES: Final = 168  # nodes of the map along the frame's long side; the map is bilinear between them
 _MAX_ITERATIONS: Final = 60
-_TOLERANCE_MM: Final = 1e-5
+_TOLERANCE_MM: Final = 1e-3  # 30 times what float32 resolves on a page, a few thousandths of a pixel
 _FAR: Final = 20.0  # in long sides of the page: where rays that miss the table's near part are sent
 
 Floats = NDArray[np.float64]
+Singles = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -122,12 +123,12 @@ def place_camera(size: tuple[int, int], size_mm: tuple[float, float], style: Pho
     return Camera(size, size_mm, turn, distance, scale, centre)
 
 
-def trace(camera: Camera, style: PhotoStyle) -> tuple[Mesh, Floats]:
+def trace(camera: Camera, style: PhotoStyle) -> tuple[Mesh, Singles]:
     """Find what each node of a photo shows.
 
     Returns:
         The mesh, and the slope of the paper at its nodes (rise towards the camera over run, along the
-        page's x and y): float64 [R, C, 2]. Off the page the mesh goes on over the table's plane.
+        page's x and y): float32 [R, C, 2]. Off the page the mesh goes on over the table's plane.
     """
     width, height = camera.size
     step = math.ceil(max(width, height) / NODES)
@@ -135,60 +136,69 @@ def trace(camera: Camera, style: PhotoStyle) -> tuple[Mesh, Floats]:
     y = (np.arange(math.ceil(height / step) + 2) - 0.5) * step
     a = (x - width / 2) / camera.scale + camera.centre_mm[0]
     b = (y - height / 2) / camera.scale + camera.centre_mm[1]
-    rays = np.stack([*np.broadcast_arrays(a[None, :], b[:, None]), np.full((len(y), len(x)), 0.0)], -1)
-    rays[..., 2] = camera.distance_mm
+    rays = np.empty((len(y), len(x), 3))
+    rays[..., 0], rays[..., 1], rays[..., 2] = a, b[:, None], camera.distance_mm
     rays = rays @ camera.turn  # the transpose of the turn, from the right: into page axes
     eye = -camera.distance_mm * camera.turn[2]
     # A ray that climbs to the horizon would meet the table nowhere; it is sent to a far point instead.
     reach = _FAR * max(camera.size_mm)
-    run = np.linalg.norm(rays[..., :2], axis=-1)
-    down = np.maximum(rays[..., 2], run * abs(eye[2]) / reach)
-    slant = rays[..., :2] / down[..., None]
-    half = np.array(camera.size_mm) / 2
-    flat = eye[:2] - eye[2] * slant
+    down = np.maximum(rays[..., 2], np.hypot(rays[..., 0], rays[..., 1]) * abs(eye[2]) / reach)
+    slant = (rays[..., :2] / down[..., None]).astype(np.float32)
+    half = np.array(camera.size_mm, np.float32) / 2
+    flat = (eye[:2] - eye[2] * rays[..., :2] / down[..., None]).astype(np.float32)
     point = flat
     if style.waves or style.folds:
         for _ in range(_MAX_ITERATIONS):
             height_mm, drawn_in, _ = _relief(point, style)
             found = flat - height_mm[..., None] * slant + drawn_in
-            on_page = np.all(np.abs(found) < 1.1 * half, axis=-1)
-            change = np.abs(found - point)[on_page]
+            # Axis by axis: numpy reduces over an axis of two very slowly.
+            moved = [np.abs(found[..., k] - point[..., k]) > _TOLERANCE_MM for k in range(2)]
+            off_page = [np.abs(found[..., k]) > 1.1 * half[k] for k in range(2)]
             point = found
-            if not change.size or change.max() < _TOLERANCE_MM:
+            if not np.any((moved[0] | moved[1]) & ~(off_page[0] | off_page[1])):
                 break
     slope = _relief(point, style)[2]
     mm = np.clip(point, -2 * reach, 2 * reach) + half
-    return Mesh(mm.astype(np.float32), step, camera.size), slope
+    return Mesh(np.asarray(mm, np.float32), step, camera.size), slope
 
 
-def _relief(point: Floats, style: PhotoStyle) -> tuple[Floats, Floats, Floats]:
-    """The sheet at points of the paper, in mm from its centre: float64 [..., 2].
+def _relief(point: Singles, style: PhotoStyle) -> tuple[Singles, Singles, Singles]:
+    """The sheet at points of the paper, in mm from its centre: float32 [..., 2].
 
     Returns:
         Height [...], how far each point is drawn in along x and y [..., 2], and the slope [..., 2].
     """
-    height = np.zeros(point.shape[:-1])
-    drawn, slope = np.zeros(point.shape), np.zeros(point.shape)
+    height = np.zeros(point.shape[:-1], np.float32)
+    drawn, slope = np.zeros_like(point), np.zeros_like(point)
+
+    def add(direction_deg: float, rise: Singles, chord: Singles, steep: Singles) -> None:
+        for axis, part in enumerate((math.cos(math.radians(direction_deg)), math.sin(math.radians(direction_deg)))):
+            drawn[..., axis] += chord * np.float32(part)
+            slope[..., axis] += steep * np.float32(part)
+        np.add(height, rise, out=height)
+
     for wave in style.waves:
-        angle, k = math.radians(wave.direction_deg), 2 * math.pi / wave.length_mm
-        axis, rise = np.array([math.cos(angle), math.sin(angle)]), wave.height_mm * k
-        s = point @ axis
-        phase = math.radians(wave.phase_deg)
-        sine, cosine = np.sin(k * s + phase), np.cos(k * s + phase)
-        height += wave.height_mm * sine
-        slope += (rise * cosine)[..., None] * axis
+        k, phase = 2 * math.pi / wave.length_mm, math.radians(wave.phase_deg)
+        s = _along(point, wave.direction_deg)
+        angle = s * np.float32(k) + np.float32(phase)
+        sine, cosine = np.sin(angle), np.cos(angle)
+        steep = np.float32(wave.height_mm * k)
         # Integral of slope^2 / 2 from the centre of the page.
-        start = math.sin(phase) * math.cos(phase)
-        drawn += (rise**2 / 4 * (s + (sine * cosine - start) / k))[..., None] * axis
+        start = np.float32(math.sin(phase) * math.cos(phase))
+        chord = steep**2 / 4 * (s + (sine * cosine - start) / np.float32(k))
+        add(wave.direction_deg, sine * np.float32(wave.height_mm), chord, cosine * steep)
     for fold in style.folds:
-        angle, steep = math.radians(fold.direction_deg), math.tan(math.radians(fold.slope_deg))
-        axis = np.array([math.cos(angle), math.sin(angle)])
-        s = point @ axis - fold.offset_mm
-        away = np.sqrt(s * s + fold.radius_mm**2)
-        fall = np.exp(-away / fold.reach_mm)
-        height += steep * fold.reach_mm * fall
-        slope -= (steep * fall * s / away)[..., None] * axis
+        steep, reach = np.float32(math.tan(math.radians(fold.slope_deg))), np.float32(fold.reach_mm)
+        s = _along(point, fold.direction_deg) - np.float32(fold.offset_mm)
+        away = np.sqrt(s * s + np.float32(fold.radius_mm**2))
+        fall = np.exp(-away / reach)
         # As if the kink were sharp: what that neglects is of the order of slope^2 * radius / 2.
-        flank = 1 - np.exp(-2 * np.abs(s) / fold.reach_mm)
-        drawn += (steep**2 * fold.reach_mm / 4 * np.sign(s) * flank)[..., None] * axis
+        chord = steep**2 * reach / 4 * np.sign(s) * (1 - np.exp(-2 * np.abs(s) / reach))
+        add(fold.direction_deg, steep * reach * fall, chord, -steep * fall * s / away)
     return height, drawn, slope
+
+
+def _along(point: Singles, direction_deg: float) -> Singles:
+    """Coordinate of points [..., 2] along a direction of the page: [...]."""
+    angle = math.radians(direction_deg)
+    return point[..., 0] * np.float32(math.cos(angle)) + point[..., 1] * np.float32(math.sin(angle))

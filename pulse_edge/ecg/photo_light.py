@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pulse_edge.ecg.photo_geometry import Camera, Floats, Mesh
+from pulse_edge.ecg.photo_geometry import Camera, Floats, Mesh, Singles
 from pulse_edge.ecg.photo_style import PhotoStyle
 
 GAMMA: Final = 2.2
@@ -25,7 +25,7 @@ _NEUTRAL: Final = (1.0, 1.0, 1.0)
 def illuminate(
     picture: NDArray[np.float32],
     mesh: Mesh,
-    slope: Floats,
+    slope: Singles,
     camera: Camera,
     style: PhotoStyle,
     rng: np.random.Generator,
@@ -35,7 +35,7 @@ def illuminate(
     Args:
         picture: float32 [h, w, 3], 0 to 255.
         mesh: what each node shows.
-        slope: float64 [R, C, 2], of the paper at the nodes.
+        slope: float32 [R, C, 2], of the paper at the nodes.
         camera: gives the page's size.
         style: the light, the vignette, the white balance and the moiré.
         rng: the source of chance.
@@ -77,7 +77,7 @@ def illuminate(
     return picture
 
 
-def _shading(mesh: Mesh, slope: Floats, camera: Camera, style: PhotoStyle) -> Floats:
+def _shading(mesh: Mesh, slope: Singles, camera: Camera, style: PhotoStyle) -> Floats:
     """Lambert's cosine at each node, relative to flat paper: [R, C]; 1 off the page."""
     if not (style.raking and slope.any()):
         return np.ones(mesh.mm.shape[:2])
@@ -150,20 +150,22 @@ def expose(
     if kernel is not None:
         picture = np.asarray(cv2.filter2D(picture, -1, kernel, borderType=cv2.BORDER_REFLECT), np.float32)
     if style.noise:
+        # After the encoding's slope photon noise is nearly the same in light and shade, so one figure does.
         height, width = picture.shape[:2]
-        grain = rng.standard_normal((height, width), dtype=np.float32) * np.float32(0.8)
+        grain = np.repeat(rng.standard_normal((height, width, 1), dtype=np.float32), 3, axis=2)
         # Colour noise is what a phone's own filter leaves of it: coarse.
-        small = (math.ceil(height / 4), math.ceil(width / 4), 3)
-        blotches = cv2.resize(rng.standard_normal(small, dtype=np.float32), (width, height)) * np.float32(0.6)
-        blotches += grain[..., None]
-        # Photon noise grows with the root of the light, i.e. with the 1.1th power of the encoded value,
-        # and the encoding's slope takes nearly all of that back: what is left is nearly constant.
-        picture += blotches * np.float32(255 * style.noise)
-    image = np.rint(np.clip(picture, 0, 255)).astype(np.uint8)
+        small = rng.standard_normal((math.ceil(height / 4), math.ceil(width / 4), 3), dtype=np.float32)
+        grain = cv2.addWeighted(
+            grain, 0.8 * 255 * style.noise, cv2.resize(small, (width, height)), 0.6 * 255 * style.noise, 0
+        )
+        picture = cv2.add(picture, grain)
+    # Adding nothing with an 8 bit result rounds and saturates in one pass.
+    image = cv2.add(picture, np.zeros(4), dtype=cv2.CV_8U)
     if style.jpeg is not None:
-        _, code = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, style.jpeg])
-        image = np.ascontiguousarray(np.asarray(cv2.imdecode(code, cv2.IMREAD_COLOR), np.uint8)[..., ::-1])
-    return image
+        blue_first = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+        _, code = cv2.imencode(".jpg", blue_first, [cv2.IMWRITE_JPEG_QUALITY, style.jpeg])
+        image = cv2.cvtColor(cv2.imdecode(code, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    return np.asarray(image, np.uint8)
 
 
 def _kernel(radius: float, length: float, direction_deg: float) -> NDArray[np.float32] | None:

@@ -15,6 +15,7 @@ from pulse_edge.ecg.photo_style import Fold, PhotoStyle
 
 Image = NDArray[np.uint8]
 _SHIFT = 6  # fractional bits of cv2's fixed-point coordinates
+_TABLE_SIDE = 420  # pixels: a table is drawn no finer, since the camera focuses on the page
 _PENS = ((25, 35, 120), (20, 20, 30), (30, 60, 160), (170, 25, 35))  # RGB
 _TABLES = {  # (darkest, lightest) base colours, RGB
     "plain": ((40, 42, 48), (215, 210, 200)),
@@ -108,38 +109,46 @@ def _underline(rng: np.random.Generator) -> list[NDArray[np.float64]]:
     return [np.stack([x, sag + 1.4 * k], 1) for k in range(int(rng.integers(1, 3)))]
 
 
-def table(kind: str, size: tuple[int, int], rng: np.random.Generator) -> Image:
+def table(
+    kind: str, size: tuple[int, int], inward_mm: NDArray[np.float32], rng: np.random.Generator
+) -> Image:
     """Make what a page lies on.
 
     Args:
         kind: a name in ``BACKGROUNDS``.
         size: width and height in pixels.
+        inward_mm: float32 [height, width], distance from the page's edge, negative off the page; the sheet
+            darkens the table next to it.
         rng: the source of chance.
 
     Returns:
         uint8 [height, width, 3].
     """
-    width, height = size
+    coarse = math.ceil(max(size) / _TABLE_SIDE)
+    small = (math.ceil(size[0] / coarse), math.ceil(size[1] / coarse))
     dark, light = (np.array(colour, np.float32) for colour in _TABLES[kind])
     base = dark + (light - dark) * np.float32(rng.random())
-    # Uneven at every scale: noise of three coarsenesses, one of which is stretched for the grain of wood.
-    bright = _noise(size, 6, 6, rng) * 0.10 + _noise(size, 60, 60, rng) * 0.04
+    # Uneven at every scale; in wood one part is stretched along the grain, and rings run beside it.
+    bright = _noise(small, 6, 6, rng) * np.float32(0.10) + _noise(small, 60, 60, rng) * np.float32(0.04)
     if kind == "wood":
-        rings = _noise(size, 3, 24, rng) * 2 + np.linspace(0, rng.uniform(6, 16), height, dtype=np.float32)[:, None]
-        bright = bright + 0.10 * np.sin(2 * np.pi * rings, dtype=np.float32) + 0.08 * _noise(size, 4, 200, rng)
+        rings = np.linspace(0, rng.uniform(6, 16), small[1], dtype=np.float32)[:, None]
+        bright += np.float32(0.10) * np.sin(np.float32(2 * np.pi) * (_noise(small, 3, 24, rng) * 2 + rings))
+        bright += np.float32(0.08) * _noise(small, 4, 200, rng)
     elif kind == "cloth":
-        pitch = rng.uniform(3, 7) * max(size) / 672
-        row = np.sin(np.arange(width, dtype=np.float32) * np.float32(2 * np.pi / pitch))
-        column = np.sin(np.arange(height, dtype=np.float32) * np.float32(2 * np.pi / pitch))
-        bright = bright + 0.12 * column[:, None] * row
-    picture = np.clip((1 + bright)[..., None] * base, 0, 255).astype(np.uint8)
+        pitch = rng.uniform(2.5, 6) * max(small) / _TABLE_SIDE
+        row = np.sin(np.arange(small[0], dtype=np.float32) * np.float32(2 * np.pi / pitch))
+        column = np.sin(np.arange(small[1], dtype=np.float32) * np.float32(2 * np.pi / pitch))
+        bright += np.float32(0.12) * column[:, None] * row
+    picture = np.clip((1 + bright)[..., None] * base, 0, 255)
     if kind == "clutter":
         for _ in range(int(rng.integers(4, 14))):
-            centre, sides = rng.random(2) * size, rng.uniform(0.05, 0.5, 2) * max(size)
+            centre, sides = rng.random(2) * small, rng.uniform(0.05, 0.5, 2) * max(small)
             corners = cv2.boxPoints((centre.tolist(), sides.tolist(), float(rng.uniform(0, 90))))
             colour = [int(v) for v in rng.integers(15, 240, 3)]
-            cv2.fillConvexPoly(picture, np.round(corners).astype(np.int32), colour, cv2.LINE_AA)
-    return picture
+            cv2.fillConvexPoly(picture, np.round(corners).astype(np.int32), colour, cv2.LINE_8)
+    near = cv2.resize(inward_mm, small, interpolation=cv2.INTER_NEAREST)
+    picture *= 1 - np.float32(0.45) * np.exp(np.minimum(near, 0) / np.float32(3))[..., None]
+    return np.asarray(cv2.resize(picture.astype(np.uint8), size, interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
 def _noise(size: tuple[int, int], across: int, down: int, rng: np.random.Generator) -> NDArray[np.float32]:

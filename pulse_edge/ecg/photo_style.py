@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Final
 
 from pulse_edge.errors import UnknownNameError, UserError
@@ -237,14 +237,15 @@ def draw_photo_style(rng: random.Random, severity: float = 1.0) -> PhotoStyle:
     waves, folds = _draw_relief(rng, severity)
     turned = often(0.2)  # carelessly held; otherwise within a few degrees
     rotation = rng.uniform(-15, 15) if turned else rng.gauss(0, 1.5)
-    whole = rng.random() < 0.16  # of 38 photos 6 show a corner of the page
+    # Of 38 photos 6 show a corner of the page; those that miss the whole page still show one by accident.
+    whole = rng.random() < 0.08
     return PhotoStyle(
         seed=seed,
-        tilt_deg=min(25.0, abs(rng.gauss(0, 8)) * severity),
+        tilt_deg=min(25.0, abs(rng.gauss(0, 11)) * severity),
         toward_deg=rng.uniform(-180, 180),
         rotation_deg=max(-15.0, min(15.0, rotation * min(severity, 1.5))),
         distance=rng.uniform(1.0, 1.9),
-        cover=0.0 if whole else rng.uniform(0.8, 1.0) if not turned else rng.uniform(0.6, 1.0),
+        cover=0.0 if whole else rng.uniform(0.65, 0.95),
         zoom=rng.uniform(0.75, 1.0) if whole else rng.uniform(0.98, 1.03),
         shift=(rng.uniform(-0.02, 0.02), rng.uniform(-0.02, 0.02)),
         waves=waves,
@@ -279,7 +280,7 @@ def _draw_relief(rng: random.Random, severity: float) -> tuple[tuple[Wave, ...],
     waves = []
     for _ in range(rng.choice((1, 2, 2, 3))):
         length = rng.uniform(140, 600)
-        steep = min(0.06, rng.lognormvariate(math.log(0.03), 0.5) * strength)
+        steep = min(0.15, rng.lognormvariate(math.log(0.075), 0.45) * strength)
         direction, phase = rng.uniform(-90, 90), rng.uniform(-180, 180)
         waves.append(Wave(min(20.0, steep * length / (2 * math.pi)), length, direction, phase))
     folds = []
@@ -289,4 +290,8 @@ def _draw_relief(rng: random.Random, severity: float) -> tuple[tuple[Wave, ...],
             slope, turn = rng.uniform(-2.5, 2.5) * strength, rng.gauss(0, 2)
             at, reach = rng.uniform(-90, 90), rng.uniform(25, 80)
             folds.append(Fold(slope, across + turn, at, reach, rng.uniform(2, 4)))
+    # What is drawn too steep together is flattened as a whole.
+    flatter = min(1.0, 0.95 * MAX_SLOPE / slope_of(PhotoStyle(waves=tuple(waves), folds=tuple(folds))))
+    waves = [replace(wave, height_mm=wave.height_mm * flatter) for wave in waves]
+    folds = [replace(fold, slope_deg=fold.slope_deg * flatter) for fold in folds]
     return tuple(waves), tuple(folds)
