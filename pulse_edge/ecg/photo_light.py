@@ -100,11 +100,11 @@ def _shadow(x: Floats, y: Floats, style: PhotoStyle, rng: np.random.Generator) -
         outside = s - reach
     else:
         palm = rng.uniform(-0.2, 0.2)
-        outside = np.hypot((s + 0.75 - reach) / 1.2, t - palm) - rng.uniform(0.16, 0.22)
+        outside = np.hypot((s + 0.35 - reach) / 1.2, t - palm) - rng.uniform(0.16, 0.22)
         for finger in range(4):
             tip = reach + 0.1 - 0.04 * abs(finger - 1.3) + rng.uniform(-0.02, 0.02)
             base = palm + (finger - 1.5) * 0.085
-            fan = base + (finger - 1.5) * rng.uniform(0.0, 0.12) * np.maximum(s - reach + 0.3, 0)
+            fan = base + (finger - 1.5) * rng.uniform(0.0, 0.12) * np.maximum(s - reach + 0.15, 0)
             capsule = np.hypot(np.maximum(s - tip, 0), t - fan) - 0.03
             outside = np.minimum(outside, capsule)
     inside = np.clip(0.5 - outside / style.shadow_soft, 0, 1)

@@ -43,7 +43,7 @@ def mark_page(page: Image, px_per_mm: float, style: PhotoStyle, rng: np.random.G
     page = page.copy()
     for fold in worn:
         _wear(page, px_per_mm, fold, style.worn, rng)
-    pen, nib = _PENS[rng.integers(len(_PENS))], rng.uniform(0.35, 0.8)
+    pen, nib = _PENS[rng.integers(len(_PENS))], rng.uniform(0.25, 0.6)
     size = np.array(page.shape[1::-1]) / px_per_mm
     for _ in range(style.notes):
         kind = rng.choice(4, p=(0.55, 0.15, 0.15, 0.15))
@@ -81,9 +81,10 @@ def _word(rng: np.random.Generator) -> list[NDArray[np.float64]]:
     letters = int(rng.integers(3, 10))
     t = np.linspace(0, letters, letters * 12)
     tall = np.interp(t, np.arange(letters + 1), rng.choice((1.2, 2.0, 3.4), letters + 1, p=(0.3, 0.45, 0.25)))
-    x = 2.3 * t + rng.uniform(0.6, 1.3) * np.sin(2 * np.pi * t + rng.uniform(0, 6))
+    x = 2.6 * t + rng.uniform(0.5, 1.0) * np.sin(2 * np.pi * t + rng.uniform(0, 6))
     y = -tall * np.cos(2 * np.pi * t + rng.uniform(0, 6)) / 2
-    return [np.stack([x, y + np.interp(t, np.arange(letters + 1), rng.normal(0, 0.25, letters + 1))], 1)]
+    y += np.interp(t, np.arange(letters + 1), rng.normal(0, 0.25, letters + 1))
+    return [np.stack([x, y], 1) * rng.uniform(1.0, 2.2)]
 
 
 def _tick(rng: np.random.Generator) -> list[NDArray[np.float64]]:

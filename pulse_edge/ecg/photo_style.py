@@ -236,16 +236,18 @@ def draw_photo_style(rng: random.Random, severity: float = 1.0) -> PhotoStyle:
         return PhotoStyle(seed=seed)
     waves, folds = _draw_relief(rng, severity)
     turned = often(0.2)  # carelessly held; otherwise within a few degrees
-    rotation = rng.uniform(-15, 15) if turned else rng.gauss(0, 1.5)
+    rotation = (rng.uniform(-15, 15) if turned else rng.gauss(0, 1.5)) * min(severity, 1.5)
+    rotation = max(-15.0, min(15.0, rotation))
     # Of 38 photos 6 show a corner of the page; those that miss the whole page still show one by accident.
     whole = rng.random() < 0.08
     return PhotoStyle(
         seed=seed,
         tilt_deg=min(25.0, abs(rng.gauss(0, 11)) * severity),
         toward_deg=rng.uniform(-180, 180),
-        rotation_deg=max(-15.0, min(15.0, rotation * min(severity, 1.5))),
+        rotation_deg=rotation,
         distance=rng.uniform(1.0, 1.9),
-        cover=0.0 if whole else rng.uniform(0.65, 0.95),
+        # Who fills the frame with a turned page would cut its leads off.
+        cover=0.0 if whole else rng.uniform(0.65, 0.95) * (1 - abs(rotation) / 20),
         zoom=rng.uniform(0.75, 1.0) if whole else rng.uniform(0.98, 1.03),
         shift=(rng.uniform(-0.02, 0.02), rng.uniform(-0.02, 0.02)),
         waves=waves,
