@@ -8,8 +8,8 @@ it.) Pixels are those of :mod:`pulse_edge.ecg.paper`: the centre of pixel ``i`` 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,6 +24,7 @@ from pulse_edge.errors import ImageError, UserError
 __all__ = ["Fold", "Photo", "PhotoStyle", "Wave", "draw_photo_style", "photograph"]
 
 _SIDES = (16, 12_000)  # pixels
+_SCALES = (0.1, 200.0)  # px/mm
 _FINER = 1.15  # a page this much finer than the photo is reduced first
 
 
@@ -80,9 +81,9 @@ class Photo:
         y = np.append(np.arange(0, height - 1, step), height - 1.0)
         columns, rows = np.meshgrid(x, y)
         mm = self.to_paper(columns, rows)
-        nodes: list[list[float]] = np.concatenate(
-            [columns[..., None], rows[..., None], mm], axis=-1
-        ).reshape(-1, 4).tolist()
+        nodes: list[list[float]] = (
+            np.concatenate([columns[..., None], rows[..., None], mm], axis=-1).reshape(-1, 4).tolist()
+        )
         return nodes
 
 
@@ -121,18 +122,23 @@ def photograph(
     return Photo(expose(lit, camera.scale, style, sensor), size_mm, camera.scale, mesh)
 
 
-def _check(image: NDArray[np.uint8], px_per_mm: float, size: tuple[int, int] | None) -> None:
-    if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3):
-        what = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+def _check(image: Any, px_per_mm: float, size: Any) -> None:
+    is_array = isinstance(image, np.ndarray)
+    if not is_array or image.dtype != np.uint8 or image.ndim != 3:
+        what = f"{image.dtype} {list(image.shape)}" if is_array else type(image).__name__
         raise ImageError(f"The page is {what}, not uint8 [height, width, 3]. Convert it to RGB first.")
     if image.shape[2] != 3 or min(image.shape[:2]) < _SIDES[0]:
         raise ImageError(
-            f"The page is {list(image.shape)}; give [height, width, 3] with sides of {_SIDES[0]} pixels or more."
+            f"The page is {list(image.shape)}; give [height, width, 3] with sides "
+            f"of {_SIDES[0]} pixels or more."
         )
-    if not (math.isfinite(px_per_mm) and px_per_mm > 0):
-        raise UserError(f"The page's scale is {px_per_mm:g} px/mm; give a positive number.")
-    if size and not all(_SIDES[0] <= side <= _SIDES[1] for side in size):
-        raise UserError(f"The photo's size is {size}; give sides from {_SIDES[0]} to {_SIDES[1]} pixels.")
+    if not _SCALES[0] <= px_per_mm <= _SCALES[1]:
+        raise UserError(
+            f"The page's scale is {px_per_mm:g} px/mm; give a number from {_SCALES[0]:g} to {_SCALES[1]:g}."
+        )
+    low, high = _SIDES
+    if size and not all(isinstance(side, (int, np.integer)) and low <= side <= high for side in size):
+        raise UserError(f"The photo's size is {size}; give whole sides from {low} to {high} pixels.")
 
 
 def _reduce(image: NDArray[np.uint8], px_per_mm: float, scale: float) -> NDArray[np.uint8]:
@@ -150,13 +156,14 @@ def _resample(
     sides = np.array(page.shape[1::-1], np.float64)
     density = sides / camera.size_mm  # px/mm, each way
     at = mesh.spread((mesh.mm * density - 0.5).astype(np.float32))
-    picture = cv2.remap(page, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    x, y = (np.asarray(part, np.float32) for part in cv2.split(at))
+    picture = cv2.remap(page, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     # The page's outline is convex but for its bending: if the frame's rim shows paper, so does the rest.
     rim = np.concatenate([at[0], at[-1], at[:, 0], at[:, -1]])
     if not np.all((rim > -0.51) & (rim < sides - 0.49)):
         # Page pixels from the nearest edge, positive on the page.
-        across = (sides[0] / 2).astype(np.float32) - np.abs(at[..., 0] - np.float32(sides[0] / 2 - 0.5))
-        inward = (sides[1] / 2).astype(np.float32) - np.abs(at[..., 1] - np.float32(sides[1] / 2 - 0.5))
+        across = np.float32(sides[0] / 2) - np.abs(x - np.float32(sides[0] / 2 - 0.5))
+        inward = np.float32(sides[1] / 2) - np.abs(y - np.float32(sides[1] / 2 - 0.5))
         np.minimum(across, inward, out=inward)
         paper = np.clip(inward * np.float32(camera.scale / density.mean()) + np.float32(0.5), 0, 1)
         ground = table(style.background, mesh.size, inward / np.float32(density.mean()), rng)

@@ -73,9 +73,7 @@ class Mesh:
     def spread(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Interpolate values at nodes, float32 [R, C(, k)], to every pixel: float32 [h, w(, k)]."""
         rows, columns = values.shape[:2]
-        full = cv2.resize(
-            values, (columns * self.step, rows * self.step), interpolation=cv2.INTER_LINEAR
-        )
+        full = cv2.resize(values, (columns * self.step, rows * self.step), interpolation=cv2.INTER_LINEAR)
         # cv2.resize puts the first node at pixel (step - 1) / 2 of its result.
         width, height = self.size
         return np.asarray(full[self.step : self.step + height, self.step : self.step + width], np.float32)
@@ -172,7 +170,9 @@ def _relief(point: Singles, style: PhotoStyle) -> tuple[Singles, Singles, Single
     drawn, slope = np.zeros_like(point), np.zeros_like(point)
 
     def add(direction_deg: float, rise: Singles, chord: Singles, steep: Singles) -> None:
-        for axis, part in enumerate((math.cos(math.radians(direction_deg)), math.sin(math.radians(direction_deg)))):
+        for axis, part in enumerate(
+            (math.cos(math.radians(direction_deg)), math.sin(math.radians(direction_deg)))
+        ):
             drawn[..., axis] += chord * np.float32(part)
             slope[..., axis] += steep * np.float32(part)
         np.add(height, rise, out=height)

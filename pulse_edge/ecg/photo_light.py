@@ -152,19 +152,18 @@ def expose(
     if style.noise:
         # After the encoding's slope photon noise is nearly the same in light and shade, so one figure does.
         height, width = picture.shape[:2]
-        grain = np.repeat(rng.standard_normal((height, width, 1), dtype=np.float32), 3, axis=2)
+        fine = np.repeat(rng.standard_normal((height, width, 1), dtype=np.float32), 3, axis=2)
         # Colour noise is what a phone's own filter leaves of it: coarse.
         small = rng.standard_normal((math.ceil(height / 4), math.ceil(width / 4), 3), dtype=np.float32)
-        grain = cv2.addWeighted(
-            grain, 0.8 * 255 * style.noise, cv2.resize(small, (width, height)), 0.6 * 255 * style.noise, 0
-        )
-        picture = cv2.add(picture, grain)
+        coarse = cv2.resize(small, (width, height))
+        full = 255 * style.noise
+        picture = np.asarray(cv2.add(picture, cv2.addWeighted(fine, 0.8 * full, coarse, 0.6 * full, 0)))
     # Adding nothing with an 8 bit result rounds and saturates in one pass.
     image = cv2.add(picture, np.zeros(4), dtype=cv2.CV_8U)
     if style.jpeg is not None:
         blue_first = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
         _, code = cv2.imencode(".jpg", blue_first, [cv2.IMWRITE_JPEG_QUALITY, style.jpeg])
-        image = cv2.cvtColor(cv2.imdecode(code, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        image = cv2.cvtColor(np.asarray(cv2.imdecode(code, cv2.IMREAD_COLOR)), cv2.COLOR_BGR2RGB)
     return np.asarray(image, np.uint8)
 
 
