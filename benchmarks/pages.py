@@ -34,17 +34,17 @@ SAMPLES = Path(__file__).parents[1] / "pulse_edge" / "assets" / "samples"
 TARGET_PER_S = 15.0
 # Long side of the photo, its size (US letter) and the resolution of the page.
 SIZES = {672: ((672, 519), 100.0), 2200: ((2200, 1700), 200.0)}
-# The peer: ecg-image-kit makes pages from the same kind of record, on the CPU, one by one. Neither its
-# paper (arXiv 2307.01946) nor its documentation gives a speed. A user compared it with a parallel version
-# of it on 293 augmented images in a pull request; the copy of that text that could be read ends just
-# before its figures, so none is repeated here.
+# The peer: ecg-image-kit makes pages from the same kind of record. No speed of it was found: not in its
+# generator's README, nor in its paper's abstract, nor in its issues. (The paper's full text was not at
+# hand.) A user timed 293 augmented images in pull request 16; the copy that could be read ends just before
+# the figures, so none is repeated here.
 PEER: dict[str, Any] = {
     "name": "ecg-image-kit",
     "pages_per_s": None,
-    "why": "not published by its authors; a user's comparison exists, but its figures could not be read",
+    "why": "no published speed found; a user timed it in pull request 16, whose figures could not be read",
     "searched": [
+        "https://github.com/alphanumericslab/ecg-image-kit/blob/main/codes/ecg-image-generator/README.md",
         "https://arxiv.org/abs/2307.01946",
-        "https://github.com/alphanumericslab/ecg-image-kit",
         "https://github.com/alphanumericslab/ecg-image-kit/pull/16",
     ],
 }

@@ -9,7 +9,7 @@ Moiré is the beat of two gratings: the pixels of a screen that shows the page, 
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Any, Final
 
 import cv2
 import numpy as np
@@ -19,7 +19,6 @@ from pulse_edge.ecg.photo_geometry import Camera, Floats, Mesh, Singles
 from pulse_edge.ecg.photo_style import PhotoStyle
 
 GAMMA: Final = 2.2
-_NEUTRAL: Final = (1.0, 1.0, 1.0)
 
 
 def illuminate(
@@ -149,17 +148,16 @@ def expose(
     kernel = _kernel(style.defocus_mm * px_per_mm, style.motion_mm * px_per_mm, style.motion_deg)
     if kernel is not None:
         picture = np.asarray(cv2.filter2D(picture, -1, kernel, borderType=cv2.BORDER_REFLECT), np.float32)
+    grain: NDArray[Any] = np.zeros(4)  # nothing, as a colour; the sum below rounds and saturates in one pass
     if style.noise:
         # After the encoding's slope photon noise is nearly the same in light and shade, so one figure does.
         height, width = picture.shape[:2]
         fine = np.repeat(rng.standard_normal((height, width, 1), dtype=np.float32), 3, axis=2)
         # Colour noise is what a phone's own filter leaves of it: coarse.
         small = rng.standard_normal((math.ceil(height / 4), math.ceil(width / 4), 3), dtype=np.float32)
-        coarse = cv2.resize(small, (width, height))
         full = 255 * style.noise
-        picture = np.asarray(cv2.add(picture, cv2.addWeighted(fine, 0.8 * full, coarse, 0.6 * full, 0)))
-    # Adding nothing with an 8 bit result rounds and saturates in one pass.
-    image = cv2.add(picture, np.zeros(4), dtype=cv2.CV_8U)
+        grain = cv2.addWeighted(fine, 0.8 * full, cv2.resize(small, (width, height)), 0.6 * full, 0)
+    image = cv2.add(picture, grain, dtype=cv2.CV_8U)
     if style.jpeg is not None:
         blue_first = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
         _, code = cv2.imencode(".jpg", blue_first, [cv2.IMWRITE_JPEG_QUALITY, style.jpeg])
