@@ -115,6 +115,7 @@ def main() -> None:
     report = {
         "benchmark": "pages",
         **about,
+        "note": "other work may have run on this machine meanwhile: see load_1min and load_1min_after",
         "load_1min_after": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "opencv": cv2.__version__,
         "opencv_threads": 1,

@@ -48,10 +48,14 @@ def illuminate(
     long = max(width, height)
     x = ((np.arange(columns) - 0.5) * mesh.step - width / 2)[None, :] / long
     y = ((np.arange(rows) - 0.5) * mesh.step - height / 2)[:, None] / long
-    light = _shading(mesh, slope, camera, style)
+    on_page = np.all((mesh.mm >= 0) & (mesh.mm <= np.array(camera.size_mm)), axis=-1, keepdims=True)
+    slope = np.where(on_page, slope, np.float32(0))  # the table is flat
     azimuth = math.radians(style.light_deg)
+    source = np.array([math.cos(azimuth), math.sin(azimuth)])
+    light = _lambert(slope, style.raking * source)
     if style.gradient:
-        light = light * (1 - style.gradient * (0.5 - math.cos(azimuth) * x - math.sin(azimuth) * y))
+        source = camera.turn[:2, :2] @ source  # from page to frame
+        light = light * (1 - style.gradient * (0.5 - source[0] * x - source[1] * y))
     if style.shadow:
         light = light * (1 - style.shadow * _shadow(x, y, style, rng))
     if style.vignette:
@@ -60,11 +64,14 @@ def illuminate(
     shine = np.zeros((rows, columns))
     if style.glare:
         place, turn = rng.uniform(-0.35, 0.35, 2), rng.uniform(0, math.pi)
-        across = (x - place[0]) * math.cos(turn) + (y - place[1]) * math.sin(turn)
-        along = (y - place[1]) * math.cos(turn) - (x - place[0]) * math.sin(turn)
+        # Where flat paper would mirror a lamp as far away as the camera, bent paper mirrors its surroundings:
+        # the slope moves the point that the mirror's law asks for by slope times distance.
+        bent = slope @ camera.turn[:2, :2].T * style.distance
+        right, below = x - place[0] - bent[..., 0], y - place[1] - bent[..., 1]
+        across = right * math.cos(turn) + below * math.sin(turn)
+        along = below * math.cos(turn) - right * math.sin(turn)
         spot = (across / style.glare_size) ** 2 + (along / style.glare_size / rng.uniform(1, 3)) ** 2
-        # Bent paper spreads the mirror image of the lamp: the slope shifts the point that reflects it.
-        shine = np.minimum(style.glare * np.exp(-spot * (1 + 2 * slope.sum(-1))), 1)
+        shine = np.minimum(style.glare * np.exp(-spot), 1)
     factor = np.maximum(gain, 0) ** (1 / GAMMA) * (1 - np.maximum(shine, style.haze))[..., None]
     lift = 255 * np.maximum(shine, style.haze)
     if not np.allclose(factor, 1, atol=1e-9):
@@ -76,16 +83,12 @@ def illuminate(
     return picture
 
 
-def _shading(mesh: Mesh, slope: Singles, camera: Camera, style: PhotoStyle) -> Floats:
-    """Lambert's cosine at each node, relative to flat paper: [R, C]; 1 off the page."""
-    if not (style.raking and slope.any()):
-        return np.ones(mesh.mm.shape[:2])
-    azimuth = math.radians(style.light_deg)
-    # The normal is (-slope, 1) over its length; the light comes from (raking * direction, 1).
-    facing = 1 - style.raking * (slope @ np.array([math.cos(azimuth), math.sin(azimuth)]))
-    shade = np.maximum(facing, 0) / np.sqrt(1 + np.sum(slope**2, -1))
-    inside = np.all((mesh.mm >= 0) & (mesh.mm <= np.array(camera.size_mm)), axis=-1)
-    return np.asarray(np.where(inside, shade, 1.0))
+def _lambert(slope: Singles, towards: Floats) -> Floats:
+    """Lambert's cosine relative to flat paper: [R, C], from the slope [R, C, 2].
+
+    The paper's normal is (-slope, 1), and the light comes from (towards, 1).
+    """
+    return np.asarray(np.maximum(1 - slope @ towards, 0) / np.sqrt(1 + np.sum(slope**2, -1)))
 
 
 def _shadow(x: Floats, y: Floats, style: PhotoStyle, rng: np.random.Generator) -> Floats:
@@ -98,13 +101,15 @@ def _shadow(x: Floats, y: Floats, style: PhotoStyle, rng: np.random.Generator) -
     if style.shadow_kind == "edge":
         outside = s - reach
     else:
-        palm = rng.uniform(-0.2, 0.2)
-        outside = np.hypot((s + 0.35 - reach) / 1.2, t - palm) - rng.uniform(0.16, 0.22)
+        wrist, palm = reach - 0.35, rng.uniform(-0.2, 0.2)
+        hand = np.hypot((s - wrist) / 1.2, t - palm) - rng.uniform(0.16, 0.22)
+        arm = np.hypot(np.maximum(s - wrist, 0), t - palm) - 0.12
+        outside = np.minimum(hand, arm)
         for finger in range(4):
             tip = reach + 0.1 - 0.04 * abs(finger - 1.3) + rng.uniform(-0.02, 0.02)
             base = palm + (finger - 1.5) * 0.085
             fan = base + (finger - 1.5) * rng.uniform(0.0, 0.12) * np.maximum(s - reach + 0.15, 0)
-            capsule = np.hypot(np.maximum(s - tip, 0), t - fan) - 0.03
+            capsule = np.hypot(np.maximum(s - tip, 0) + np.maximum(wrist - s, 0), t - fan) - 0.03
             outside = np.minimum(outside, capsule)
     inside = np.clip(0.5 - outside / style.shadow_soft, 0, 1)
     return np.asarray(inside * inside * (3 - 2 * inside))
