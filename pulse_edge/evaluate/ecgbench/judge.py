@@ -177,9 +177,10 @@ def _marks(response: Any, bench: BenchSet, where: str, strict: bool) -> dict[str
     if not isinstance(response, dict) or not response:
         raise UserError(f"{where}: no JSON object in the judge's response. Ask the judge again.")
     known = {name.lower(): name for name in bench.aspects}
-    marks = {}
+    marks: dict[str, float] = {}
+    name: str
     for name, value in response.items():
-        score = value.get("Score", value.get("score")) if isinstance(value, dict) else value
+        score: Any = value.get("Score", value.get("score")) if isinstance(value, dict) else value
         fits = isinstance(score, int | float) and not isinstance(score, bool) and math.isfinite(score)
         if not fits or not 0 <= score <= 10:
             raise UserError(f"{where}: the score of {name!r} is no number from 0 to 10. Ask the judge again.")

@@ -154,4 +154,4 @@ def _strict(
 
 
 def _accuracy(said: Sequence[Any], true: Sequence[Any]) -> float:
-    return sum(a == b for a, b in zip(said, true, strict=True)) / len(true)
+    return sum(bool(a == b) for a, b in zip(said, true, strict=True)) / len(true)
