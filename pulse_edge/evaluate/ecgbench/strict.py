@@ -21,11 +21,11 @@ BARE: Final = "reference without a label of the set"
 # A word of its own: "MI" not in "MILD", "AF" not in "AFL", "ST" not in "ST-T" or "post-ST".
 _BEFORE, _AFTER = r"(?<![^\W_])(?<![^\W_]-)", r"(?![^\W_])(?!-[^\W_])"
 # Capitals spelling another thing than the label: CODE-15's ST is sinus tachycardia.
-_NOT_BEFORE: Final = {"ST": r"(?![\s-]+(?i:seg|dep|elev|chang|abnorm|dev|T\b))"}
+_NOT_BEFORE: Final = {"ST": r"(?![ -](?:[Ss]eg|[Dd]ep|[Ee]lev|[Cc]hang|[Aa]bnorm|[Dd]ev|T\b))"}
 _SPELLINGS: Final = {"NORM": "NORM(?:AL)?"}
 
 _NEGATION = re.compile(
-    r"\b(?:no|not(?! only)|without|nor|neither|den(?:y|ies)|negative for|absence of|rules? out|ruled out)\b",
+    r"\b(?:no(?!\s*[,:])|not(?! only)|without|nor|neither|den(?:y|ies)|negative for|absence of|rules? out|ruled out)\b",
     re.IGNORECASE,
 )
 _DENIED = re.compile(r"[ \t]*(?::|=|-|\bis\b)[ \t]*(?:no|not|absent|negative|false)\b", re.IGNORECASE)
@@ -99,9 +99,13 @@ def choices(question: str, letters: str) -> dict[str, str]:
             if len(chain) < len(letters) and mark[1] == letters[len(chain)]:
                 chain.append(mark)
         best = max(best, chain, key=len)
-    ends = [mark.start() for mark in best[1:]] + [len(question)]
-    texts = [question[mark.end() : end].strip() for mark, end in zip(best, ends, strict=True)]
-    return {m[1]: t.partition("\n")[0].strip(" .,;").lower() for m, t in zip(best, texts, strict=True)}
+    if len(best) < 2:
+        return {}
+    ends = [*(mark.start() for mark in best[1:]), len(question)]
+    return {
+        mark[1]: question[mark.end() : end].strip().partition("\n")[0].strip(" .,;").lower()
+        for mark, end in zip(best, ends, strict=True)
+    }
 
 
 def letter(text: str, question: str, letters: str) -> str | None:
