@@ -160,7 +160,7 @@ def read_references(path: Path | None, dataset: str, answers: list[Answer]) -> d
         if not isinstance(key, str | int) or isinstance(key, bool):
             raise UserError(f"{where}: no id. Name the set as it is published.")
         if str(key) in references:
-            raise UserError(f"{where}: the id {key} is there twice. Name the set as it is published.")
+            raise UserError(f"{where}: the id {key!r} is there twice. Name the set as it is published.")
         references[str(key)] = check_reference(dataset, row.get("conversations"), where)
     return references
 

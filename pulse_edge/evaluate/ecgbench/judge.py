@@ -45,14 +45,14 @@ def judge_prompts(answers: Path, dataset: str, output: Path, references: Path | 
     Args:
         answers: the model's answers.
         dataset: ``ptb-test-report`` or ``arena``.
-        output: file to write, whole or not at all.
+        output: file to write, whole or not at all; it must not exist.
         references: the set's file, or a folder with it; None where the answers repeat the references.
 
     Returns:
         The number of prompts.
 
     Raises:
-        UserError: the set is not judged, or a file cannot be used.
+        UserError: the set is not judged, the output exists, or a file cannot be used.
     """
     bench = SETS.get(dataset)
     if bench is None or not bench.aspects:
@@ -60,9 +60,11 @@ def judge_prompts(answers: Path, dataset: str, output: Path, references: Path | 
         raise UserError(f"{dataset} is scored without a judge. The judged sets are {judged}.")
     if not Path(output).parent.is_dir():
         raise UserError(f"There is no folder {Path(output).parent}. Make it, or choose another file.")
+    if Path(output).exists():  # it may be the answers, or prompts that a judge has begun to answer
+        raise UserError(f"{output} exists already. Choose another file for the prompts, or remove it.")
     rows = read_answers(Path(answers))
     items = questions(rows, bench, read_references(references, dataset, rows))
-    lines = [json.dumps({**item, "prompt": _prompt(item, bench)}, ensure_ascii=False) for item in items]
+    lines = [json.dumps({**item, "prompt": _prompt(item, bench)}) for item in items]
     write_atomic(Path(output), ("\n".join(lines) + "\n").encode())
     return len(lines)
 
@@ -130,7 +132,7 @@ def judged_scores(
     unjudged = [item["id"] for item in items if item["id"] not in replies]
     if strict and unjudged:
         raise UserError(
-            f"{judge} lacks {len(unjudged)} of {len(items)} answers, first that of {unjudged[0]}. "
+            f"{judge} lacks {len(unjudged)} of {len(items)} answers, first that of {unjudged[0]!r}. "
             "Let the judge mark them, or score with --protocol published."
         )
     left = [key for key in references if key not in {answer.key for answer in answers}]
@@ -157,9 +159,11 @@ def _replies(judge: Path, asked: set[str], bench: BenchSet, strict: bool) -> dic
         where = f"{judge}, line {number}"
         key = str(row.get("id"))
         if key not in asked:
-            raise UserError(f"{where}: {key} is the id of no prompt. Name the judge's answers to this file.")
+            raise UserError(
+                f"{where}: {key!r} is the id of no prompt. Name the judge's answers to this file."
+            )
         if key in replies:
-            raise UserError(f"{where}: a second answer for {key}. Keep one of them.")
+            raise UserError(f"{where}: a second answer for {key!r}. Keep one of them.")
         replies[key] = _marks(row.get("response"), bench, where, strict)
     return replies
 
@@ -184,6 +188,7 @@ def _marks(response: Any, bench: BenchSet, where: str, strict: bool) -> dict[str
         fits = isinstance(score, int | float) and not isinstance(score, bool) and math.isfinite(score)
         if not fits or not 0 <= score <= 10:
             raise UserError(f"{where}: the score of {name!r} is no number from 0 to 10. Ask the judge again.")
+        name = name.encode(errors="replace").decode()  # a lone surrogate cannot be printed
         plain = " ".join(name.replace("_", " ").lower().split())
         marks[known.get(_ALIASES.get(plain, plain), name)] = float(score)
     if strict and set(marks) != set(bench.aspects):

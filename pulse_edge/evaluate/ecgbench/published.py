@@ -100,7 +100,7 @@ def read(
     for answer in answers:
         if answer.key not in references:
             raise UserError(
-                f"{answer.where}: no reference has the id {answer.key}. Name the answers of {bench.name}."
+                f"{answer.where}: no reference has the id {answer.key!r}. Name the answers of {bench.name}."
             )
         odd[TWICE] += answer.key in seen
         seen.add(answer.key)

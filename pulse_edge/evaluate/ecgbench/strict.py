@@ -25,7 +25,8 @@ _NOT_BEFORE: Final = {"ST": r"(?![ -](?:[Ss]eg|[Dd]ep|[Ee]lev|[Cc]hang|[Aa]bnorm
 _SPELLINGS: Final = {"NORM": "NORM(?:AL)?"}
 
 _NEGATION = re.compile(
-    r"\b(?:no(?!\s*[,:])|not(?! only)|without|nor|neither|den(?:y|ies)|negative for|absence of|rules? out|ruled out)\b",
+    r"\b(?:no(?!\s*[,:])|not(?! only)|without|nor|neither|den(?:y|ies)|negative for|absence of"
+    r"|rules? out|ruled out)\b",
     re.IGNORECASE,
 )
 _DENIED = re.compile(r"[ \t]*(?::|=|-|\bis\b)[ \t]*(?:no|not|absent|negative|false)\b", re.IGNORECASE)
@@ -193,11 +194,11 @@ def index(answers: Sequence[Answer], references: Mapping[str, Any], bench: Bench
     for answer in answers:
         if answer.key not in references:
             raise UserError(
-                f"{answer.where}: no reference has the id {answer.key}. Name the answers of {bench.name}."
+                f"{answer.where}: no reference has the id {answer.key!r}. Name the answers of {bench.name}."
             )
         if answer.key in by_key:
             raise UserError(
-                f"{answer.where}: the question {answer.key} was answered before, in "
+                f"{answer.where}: the question {answer.key!r} was answered before, in "
                 f"{by_key[answer.key].where}. Keep one of the answers."
             )
         by_key[answer.key] = answer

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pulse_edge.errors import UnknownNameError, UserError
-from pulse_edge.evaluate.ecgbench import score_all, score_ecgbench
+from pulse_edge.evaluate.ecgbench import judge_prompts, score_all, score_ecgbench
 from pulse_edge.evaluate.ecgbench.files import read_answers, read_references
 
 
@@ -52,7 +52,7 @@ BOTH = pytest.mark.parametrize("protocol", ["published", "strict"])
         ([{"text": "NORM"}], "line 1: no question_id"),
         ([{"question_id": None, "text": "NORM"}], "line 1: no question_id"),
         ([answer("1", ["NORM"])], "line 1: the answer is a list"),
-        ([answer("1", "NORM"), answer("7", "MI")], "line 2: no reference has the id 7"),
+        ([answer("1", "NORM"), answer("7", "MI")], "line 2: no reference has the id '7'"),
         ([], "is empty"),
         (["", "  "], "is empty"),
     ],
@@ -65,7 +65,7 @@ def test_answers_that_cannot_be_used(lines, what, protocol, bench) -> None:
 
 def test_two_answers_to_one_question(bench) -> None:
     lines = [answer("1", "NORM"), answer("2", "CD"), answer("1", "MI")]
-    with pytest.raises(UserError, match=r"line 3: the question 1 was answered before, in .*line 1"):
+    with pytest.raises(UserError, match=r"line 3: the question '1' was answered before, in .*line 1"):
         bench(lines)
     result = bench(lines, protocol="published")
     assert result["n"] == 3
@@ -106,7 +106,7 @@ def test_a_reference_without_a_label_is_counted(bench) -> None:
     [
         ({"id": "2"}, "entry 2: no question and answer"),
         ({"conversations": reference("2", "MI")["conversations"]}, "entry 2: no id"),
-        (("1", "MI"), "entry 2: the id 1 is there twice"),
+        (("1", "MI"), "entry 2: the id '1' is there twice"),
         (("2", ["MI"]), "entry 2: the answer"),
         (("2", ""), "entry 2: the answer"),
         (("2", 5), "entry 2: the answer"),
@@ -198,42 +198,46 @@ def test_all_wants_one_file_a_set(tmp_path) -> None:
         score_all(tmp_path)
 
 
+def refusal(action) -> str:
+    """The sentence with which an action was refused; empty if it was not."""
+    try:
+        action()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+leaf = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8))
 json_value = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8)),
+    leaf,
     lambda inner: st.one_of(
         st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=4), inner, max_size=3)
     ),
     max_leaves=6,
 )
-keys = st.sampled_from(
-    ["question_id", "id", "text", "response", "prompt", "predict_convs", "conversations", "x"]
-)
+names = ["question_id", "id", "text", "response", "prompt", "predict_convs", "conversations", "x"]
+entry = st.dictionaries(st.sampled_from(names), json_value)
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.lists(st.one_of(st.dictionaries(keys, json_value), json_value), max_size=4),
-    st.sampled_from(["ptb-test", "arena", "ecgqa-test"]),
-)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(entries=st.lists(st.one_of(entry, json_value), max_size=4))
+@pytest.mark.parametrize("dataset", ["ptb-test", "ecgqa-test", "arena"])
 def test_any_json_lines_are_read_or_refused(entries, dataset, tmp_path) -> None:
     file = tmp_path / "any.jsonl"
     file.write_text("\n".join(map(json.dumps, entries)), encoding="utf-8")
+    if dataset == "arena":
+        sentence = refusal(lambda: judge_prompts(file, dataset, tmp_path / "p"))
+        assert sentence.startswith(str(file)) or not sentence
+        return
     for protocol in ("published", "strict"):
-        try:
-            rows = read_answers(file)
-            read_references(None, dataset, rows)
-            if dataset != "arena":
-                score_ecgbench(file, dataset, protocol)
-        except UserError as error:
-            assert str(error).startswith((str(file), "No reference holds"))
+        sentence = refusal(lambda protocol=protocol: score_ecgbench(file, dataset, protocol))
+        assert sentence.startswith((str(file), "No reference holds")) or not sentence
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.binary(max_size=80))
+@given(content=st.binary(max_size=80))
 def test_any_bytes_are_read_or_refused(content, tmp_path) -> None:
     file = tmp_path / "any.jsonl"
     file.write_bytes(content)
-    try:
-        assert read_answers(file)
-    except UserError as error:
-        assert str(file) in str(error)
+    sentence = refusal(lambda: read_answers(file))
+    assert sentence.startswith(str(file)) or not sentence

@@ -82,7 +82,7 @@ def test_what_is_missing_is_left_out_or_refused(score, report) -> None:
     loose = score([first])
     assert (loose["n"], loose["score"]) == (1, 100)
     assert loose["problems"] == {"answer without the judge's word: left out": 1}
-    with pytest.raises(UserError, match=r"lacks 1 of 2 answers, first that of r-2"):
+    with pytest.raises(UserError, match=r"lacks 1 of 2 answers, first that of 'r-2'"):
         score([first], "strict")
     lines(report / "a.jsonl", [{"question_id": "r-1", "text": "x"}])
     assert score([first])["problems"] == {"question without an answer: left out": 1}
@@ -103,16 +103,16 @@ def test_strict_wants_the_aspects_of_the_set(score) -> None:
 @pytest.mark.parametrize(
     ("reply", "what"),
     [
-        ({"id": "r-9", "response": marks(1, 2, 3)}, "line 2: r-9 is the id of no prompt"),
-        ({"id": "r-1", "response": marks(1, 2, 3)}, "line 2: a second answer for r-1"),
-        ({"response": marks(1, 2, 3)}, "line 2: None is the id of no prompt"),
+        ({"id": "r-9", "response": marks(1, 2, 3)}, "line 2: 'r-9' is the id of no prompt"),
+        ({"id": "r-1", "response": marks(1, 2, 3)}, "line 2: a second answer for 'r-1'"),
+        ({"response": marks(1, 2, 3)}, "line 2: 'None' is the id of no prompt"),
         ({"id": "r-2", "response": "I cannot say"}, "line 2: no JSON object"),
         ({"id": "r-2", "response": "{Diagnosis: 5}"}, "line 2: no JSON object"),
         ({"id": "r-2", "response": {}}, "line 2: no JSON object"),
         ({"id": "r-2"}, "line 2: no JSON object"),
         (
             {"id": "r-2", "response": marks(1, 2, 11)},
-            "line 2: the score of 'Rhythm' is no number from 0 to 10",
+            "line 2: the score of 'Rhythm' is no number from 0",
         ),
         ({"id": "r-2", "response": marks(1, "7", 3)}, "line 2: the score of 'Waveform'"),
         ({"id": "r-2", "response": marks(True, 7, 3)}, "line 2: the score of 'Diagnosis'"),
@@ -125,32 +125,34 @@ def test_replies_that_cannot_be_used(reply, what, protocol, score) -> None:
         score([{"id": "r-1", "response": marks(1, 2, 3)}, reply], protocol)
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.one_of(
-        st.text(),
-        st.dictionaries(st.text(max_size=5), st.one_of(st.integers(), st.floats(), st.text())),
-        st.lists(st.integers()),
-    )
+replies = st.one_of(
+    st.text(),
+    st.dictionaries(st.text(max_size=5), st.one_of(st.integers(), st.floats(), st.text()), max_size=4),
+    st.dictionaries(st.text(max_size=5), st.integers(0, 10), min_size=1, max_size=4),
+    st.lists(st.integers()),
 )
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(response=replies)
 def test_any_reply_is_scored_or_refused(response, score) -> None:
-    try:
-        result = score([{"id": "r-1", "response": response}])
-    except UserError as error:
-        assert "judge.jsonl, line 1" in str(error)
+    marked = isinstance(response, dict) and response.values()
+    if marked and all(isinstance(v, int | float) and 0 <= v <= 10 for v in marked):
+        assert score([{"id": "r-1", "response": response}])["score"] <= 100
     else:
-        assert 0 <= result["score"] <= 100
+        with pytest.raises(UserError, match=r"judge\.jsonl, line 1"):
+            score([{"id": "r-1", "response": response}])
 
 
 @pytest.fixture
 def arena(tmp_path):
     """One conversation of two turns, in the format of PULSE's arena script."""
     turns = [
-        {"question": "<image>What rhythm?", "answer": "AF"},
+        {"question": "<image>Rhythm?", "answer": "AF"},
         {"question": "ST elevation?", "answer": "No"},
     ]
     said = [
-        {"question": "<image>What rhythm?", "answer": "Sinus"},
+        {"question": "<image>Rhythm?", "answer": "Sinus"},
         {"question": "ST elevation?", "answer": "None"},
     ]
     row = {"question_id": "arena-0", "golden_convs": turns, "predict_convs": said}
@@ -210,3 +212,13 @@ def test_prompts_only_for_judged_sets_and_into_a_folder_that_is_there(report) ->
         judge_prompts(report / "a.jsonl", "ptb-test", report / "p.jsonl")
     with pytest.raises(UserError, match="no folder"):
         judge_prompts(report / "a.jsonl", "ptb-test-report", report / "none" / "p.jsonl", report)
+
+
+def test_half_a_character_breaks_nothing(report, score) -> None:
+    """A reply cut in the middle of an emoji leaves a surrogate, which no UTF-8 file can hold."""
+    lines(report / "a.jsonl", ['{"question_id": "r-1", "text": "\\ud83d AF"}', {"question_id": "r-2"}])
+    assert judge_prompts(report / "a.jsonl", "ptb-test-report", report / "p.jsonl", report) == 2
+    assert json.loads((report / "p.jsonl").read_text().splitlines()[0])["answer"] == "\ud83d AF"
+    result = score([{"id": "r-1", "response": {"\ud83d": 5}}])
+    assert json.dumps(result, ensure_ascii=False).encode()
+    assert result["problems"]["answer without text: counted as no answer"] == 1
