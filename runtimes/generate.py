@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pulse_edge.contract import IMAGE_TOKEN_ID, ROLES
+from pulse_edge.errors import PulseEdgeError
 from pulse_edge.model.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -35,11 +36,14 @@ def greedy(
     Yields:
         New text, and how many tokens were generated so far. Text is held back while the bytes of a
         character are incomplete.
+
+    Raises:
+        PulseEdgeError: the logits are not numbers.
     """
     tokens: list[int] = []
     shown = ""
     while len(tokens) < budget:
-        token = int(np.argmax(logits))
+        token = int(np.argmax(_numbers(logits)))
         if token == tokenizer.eos_id:
             break
         tokens.append(token)
@@ -55,7 +59,12 @@ def greedy(
 
 
 def yes_no(logits: NDArray[np.float32], tokenizer: Tokenizer, positive: str, negative: str) -> float:
-    """Return the probability of the positive answer's first token against the negative's, 0 to 1."""
+    """Return the probability of the positive answer's first token against the negative's, 0 to 1.
+
+    Raises:
+        PulseEdgeError: the logits are not numbers.
+    """
+    logits = _numbers(logits)
     yes, no = (float(logits[answer_id(tokenizer, word)]) for word in (positive, negative))
     return float(1.0 / (1.0 + np.exp(np.clip(no - yes, -80.0, 80.0))))
 
@@ -64,3 +73,13 @@ def answer_id(tokenizer: Tokenizer, word: str) -> int:
     """Return the first token of an answer where it stands: behind ``ASSISTANT:``."""
     asked = tokenizer.encode(f"{ROLES[1]}:", bos=False)
     return tokenizer.encode(f"{ROLES[1]}: {word}", bos=False)[len(asked)]
+
+
+def _numbers(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Overflowed weights or activations must not become an answer: argmax takes NaN for the best token."""
+    if not np.isfinite(logits).all():
+        raise PulseEdgeError(
+            "The model's output is not a number: its weights are damaged or overflow in this precision. "
+            "Check the model with `pulse-edge verify`, or export it again with a higher --precision."
+        )
+    return logits

@@ -17,6 +17,7 @@ def run(
     output: Path,
     pages: int | None = None,
     workers: int = 1,
+    init: str | None = None,
 ) -> dict[str, Any]:
     """Train a model from a recipe and write its checkpoint.
 
@@ -30,6 +31,8 @@ def run(
         output: folder of the checkpoint, must not exist.
         pages: overrides the recipe's number of pages, for a short trial.
         workers: processes that render pages.
+        init: checkpoint folder, or a shipped model's name, to start from instead of from random
+            weights; layers that it lacks begin as the identity.
 
     Returns:
         ``{"checkpoint", "parameters", "history", "metrics"}``; metrics are measured on patients
@@ -50,4 +53,4 @@ def run(
     from pulse_edge.train.pipeline import train_checkpoint
     from pulse_edge.train.recipe import read_recipe
 
-    return train_checkpoint(read_recipe(recipe), Path(data), Path(output), pages, workers)
+    return train_checkpoint(read_recipe(recipe), Path(data), Path(output), pages, workers, init)

@@ -65,15 +65,26 @@ def _header(rng: random.Random) -> tuple[str, ...]:
     return f"ID: {rng.randint(10**5, 10**8)}   Sex: {rng.choice('MF')}", f"{day} {rng.randint(0, 23):02d}:00"
 
 
-def vary_picture(image: NDArray[np.uint8], rng: random.Random) -> NDArray[np.uint8]:
-    """Return the page as a careless scan or photo would show it; uint8 [H, W, 3] in and out."""
+def vary_picture(
+    image: NDArray[np.uint8], rng: random.Random
+) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Return the page as a careless scan or photo would show it, and where its pixels went.
+
+    Args:
+        image: uint8 [H, W, 3].
+        rng: draws the variation.
+
+    Returns:
+        The picture uint8 [H, W, 3], and the homography float64 [3, 3] from page to picture pixels.
+    """
     height, width = image.shape[:2]
+    warp = np.eye(3)
     if rng.random() < 0.5:
         reach = 0.02 * min(height, width)
         corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
         moved = corners + np.array([[rng.uniform(-reach, reach) for _ in "xy"] for _ in corners], np.float32)
         border = tuple(rng.randint(0, 255) for _ in range(3))
-        warp = cv2.getPerspectiveTransform(corners, moved)
+        warp = np.asarray(cv2.getPerspectiveTransform(corners, moved), np.float64)
         image = cv2.warpPerspective(
             image, warp, (width, height), flags=cv2.INTER_LINEAR, borderValue=border
         ).astype(np.uint8)
@@ -87,4 +98,4 @@ def vary_picture(image: NDArray[np.uint8], rng: random.Random) -> NDArray[np.uin
         cv2.setRNGSeed(rng.getrandbits(31))
         cv2.randn(grain, np.zeros(1), np.full(1, rng.uniform(1, 6)))
         out += grain[..., None]
-    return np.clip(out, 0, 255, out=out).astype(np.uint8)
+    return np.clip(out, 0, 255, out=out).astype(np.uint8), warp

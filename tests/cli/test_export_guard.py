@@ -101,7 +101,8 @@ def test_a_full_disk(small_checkpoint, tmp_path) -> None:
     assert contents(tmp_path) in ({}, {"out": None})
 
 
-def test_ctrl_c(small_checkpoint, tmp_path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_a_service_manager(small_checkpoint, tmp_path, stop) -> None:
     output = tmp_path / "bundle"
     process = subprocess.Popen(
         command(small_checkpoint, output), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -112,7 +113,7 @@ def test_ctrl_c(small_checkpoint, tmp_path) -> None:
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(stop)
         out, err = process.communicate(timeout=600)
     finally:
         process.kill()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pulse_edge.errors import ImageError, UserError
+from pulse_edge.errors import ImageError, PulseEdgeError, UserError
 from pulse_edge.evaluate.labels import DEFAULT_LABELS, DEFAULT_SCORING
 from pulse_edge.model.prompt import build_prompt, encode_prompt
 from pulse_edge.model.tokenizer import Tokenizer
@@ -217,3 +217,30 @@ def test_labels_and_scoring_are_the_session_s_own(bundled, pages) -> None:
         {**DEFAULT_SCORING, "positive": "No", "negative": "Yes"},
     )
     assert other.label(pages["wide"]) == {"X": pytest.approx(1 - base["MI"], abs=1e-6)}
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_output_that_is_no_number_is_an_error_and_never_an_answer(bundled, pages, monkeypatch, wrong):
+    inner = bundled.backend.extend
+
+    def overflowed(tokens):
+        logits = inner(tokens).copy()
+        logits[7] = wrong
+        return logits
+
+    monkeypatch.setattr(bundled.backend, "extend", overflowed)
+    with pytest.raises(PulseEdgeError, match="not a number"):
+        bundled.ask(pages["page"], RATE)
+    with pytest.raises(PulseEdgeError, match="not a number"):
+        bundled.label(pages["page"])
+
+
+def test_output_that_stops_being_a_number_while_decoding_ends_the_answer(tokenizer):
+    class Failing(Scripted):
+        def step(self, token: int) -> np.ndarray:
+            return super().step(token) * (np.nan if self.steps else 1)
+
+    spoken = tokenizer.encode("Rate: 70 bpm.", bos=False)
+    backend = Failing(spoken, tokenizer.vocab_size)
+    with pytest.raises(PulseEdgeError, match="not a number"):
+        list(greedy(backend, tokenizer, backend.first(), budget=24))

@@ -19,7 +19,12 @@ RECIPE = {
     "seed": 3,
     "model": {
         "vocab_size": 700,
-        "vision": {"widths": [6, 6, 12, 24], "strides": [4, 2, 2, 3], "depths": [0, 0, 0, 1]},
+        "vision": {
+            "widths": [6, 6, 12, 24],
+            "strides": [4, 2, 2, 3],
+            "depths": [0, 0, 0, 1],
+            "context_layers": 1,
+        },
         "text": {
             "hidden_size": 24,
             "intermediate_size": 32,
@@ -108,3 +113,13 @@ def _write_table() -> Callable[[Path, list[dict[str, Any]]], None]:
 def signals() -> dict[str, NDArray[np.float32]]:
     """The signals of the shipped ECGs, [12, n] in mV at 200 Hz, by the record's name."""
     return {row["record"]: read_record(SAMPLES / row["record"]).signal for row in samples()}
+
+
+@pytest.fixture(scope="session")
+def trained(labels_csv: Path, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the whole tiny recipe; its working files stand beside it."""
+    from pulse_edge.train import run
+
+    folder = tmp_path_factory.mktemp("trained") / "tiny"
+    run(tiny_recipe, labels_csv, folder, workers=0)
+    return folder

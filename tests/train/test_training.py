@@ -18,13 +18,6 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_model(folder).state_dict()
 
 
-@pytest.fixture(scope="module")
-def trained(labels_csv: Path, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trained") / "tiny"
-    run(tiny_recipe, labels_csv, folder, workers=0)
-    return folder
-
-
 def test_training_writes_a_model_that_answers(trained: Path) -> None:
     card = read_card(trained)
     assert [row["set"].split()[0] for row in card["metrics"]] == ["validation", "test"]
