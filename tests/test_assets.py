@@ -38,7 +38,7 @@ def test_the_model_is_whole_and_small() -> None:
 def test_the_card_says_what_it_was_trained_and_measured_on() -> None:
     card = read_card(NANO)
     assert [row["set"].split()[0] for row in card["metrics"]] == ["validation", "test"]
-    assert card["metrics"][1]["auroc"]["macro"] >= 0.85  # the goal of the first release
+    assert card["metrics"][1]["auroc"]["macro"] >= 0.86  # the goal of the first release
     assert "CC BY 4.0" in str(card["licences"])
     assert "not a medical device" in card["intended_use"].lower()
     text = (NANO / "README.md").read_text()
