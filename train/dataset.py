@@ -35,7 +35,7 @@ from pulse_edge.ecg.paper import PaperStyle, render
 from pulse_edge.model.preprocess import geometry, tiles
 from pulse_edge.model.prompt import build_prompt, encode_prompt
 from pulse_edge.model.tokenizer import Tokenizer
-from pulse_edge.train.augment import draw_style, vary_picture, vary_record
+from pulse_edge.train.augment import draw_picture, draw_style, vary_record
 from pulse_edge.train.examples import BeatBasis, Example
 from pulse_edge.train.traces import cell_traces
 
@@ -92,7 +92,7 @@ class PageDataset(Dataset[dict[str, Any]]):
         record = vary_record(example.record, rng)
         style = draw_style(rng, record.duration)
         page = render(record, style)
-        image, warp = vary_picture(page.image, rng) if rng.random() < 0.4 else (page.image, np.eye(3))
+        image, places = draw_picture(page, rng)
         measured = measure(record)
         facts = replace(example.facts, rate_bpm=measured.rate_bpm)
         turns = [
@@ -103,7 +103,7 @@ class PageDataset(Dataset[dict[str, Any]]):
         ]
         item = pack(self.prefix, turns, self.tokenizer)
         item["tiles"] = tiles(image) if rng.random() < EXACT else quick_tiles(image)
-        item["traces"], item["leads"] = cell_traces(page, record, warp, self.cell)
+        item["traces"], item["leads"] = cell_traces(page, record, places, self.cell)
         item["diagnoses"] = diagnoses(facts)
         item["beats"] = self.basis.project(measured.beats)
         item["rhythm"] = np.array(

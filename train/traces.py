@@ -17,12 +17,13 @@ from pulse_edge.ecg.leads import LEADS
 from pulse_edge.ecg.paper import Page
 from pulse_edge.ecg.record import Record
 from pulse_edge.model.preprocess import geometry
+from pulse_edge.train.augment import Places
 
 REACH: Final = 1.5  # cells; a taller complex is said to end there
 
 
 def cell_traces(
-    page: Page, record: Record, warp: NDArray[np.float64], cell: int
+    page: Page, record: Record, places: Places, cell: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return the trace in the cell of every token of the page's tiles, and the lead it belongs to.
 
@@ -32,7 +33,7 @@ def cell_traces(
     Args:
         page: a rendered page.
         record: what was drawn on it.
-        warp: homography [3, 3] from the page's pixels to the picture's.
+        places: where the page's pixels are on the picture, which is of the same size.
         cell: the token's pitch in pixels of the tile.
 
     Returns:
@@ -53,14 +54,10 @@ def cell_traces(
         at = np.arange(first, last + 1)
         mv = record.signal[LEADS.index(strip.lead), first : last + 1]
         x = strip.x + (at / record.fs - strip.start_s) * page.px_per_s
-        zero = _on_canvas(x, np.full(len(x), strip.y), warp, place.resized, (width, height), place.paste)
-        trace = _on_canvas(
-            x,
-            strip.y - mv.astype(np.float64) * page.px_per_mv,
-            warp,
-            place.resized,
-            (width, height),
-            place.paste,
+        line = np.full(len(x), strip.y)
+        drawn = strip.y - mv.astype(np.float64) * page.px_per_mv
+        zero, trace = (
+            _on_canvas(places(x, y), place.resized, (width, height), place.paste) for y in (line, drawn)
         )
         base = np.interp(columns, *zero, left=np.nan, right=np.nan)
         ink = np.interp(columns, *trace, left=np.nan, right=np.nan)
@@ -82,16 +79,12 @@ def cell_traces(
 
 
 def _on_canvas(
-    x: NDArray[np.float64],
-    y: NDArray[np.float64],
-    warp: NDArray[np.float64],
-    resized: tuple[int, int],
-    size: tuple[int, int],
-    paste: tuple[int, int],
+    picture: NDArray[np.float64], resized: tuple[int, int], size: tuple[int, int], paste: tuple[int, int]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Page pixels -> picture -> the padded canvas from which tiles are cut."""
-    moved = warp @ np.stack([x, y, np.ones_like(x)])
-    picture = moved[:2] / moved[2]
-    scale = np.array([[resized[0] / size[0]], [resized[1] / size[1]]])
-    canvas = (picture + 0.5) * scale - 0.5 + np.array(paste)[:, None]
-    return canvas[0], canvas[1]
+    """Picture -> the padded canvas from which tiles are cut; what the picture does not show is dropped."""
+    shown = np.all((picture > -0.5) & (picture < np.array(size) - 0.5), axis=1)
+    canvas = (picture[shown] + 0.5) * (np.array(resized) / np.array(size)) - 0.5 + np.array(paste)
+    if not len(canvas):
+        canvas = np.full((1, 2), np.nan)
+    # On turned paper a steep line runs a little backwards; interpolation needs columns that never do.
+    return np.maximum.accumulate(canvas[:, 0]), canvas[:, 1]

@@ -8,6 +8,7 @@ it.) Pixels are those of :mod:`pulse_edge.ecg.paper`: the centre of pixel ``i`` 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ __all__ = ["Fold", "Photo", "PhotoStyle", "Wave", "draw_photo_style", "photograp
 
 _SIDES = (16, 12_000)  # pixels
 _SCALES = (0.1, 200.0)  # px/mm
+_STEPS = 4  # of the inverse map; the worst of 40 photos was off by a hundredth of a pixel
 _FINER = 1.15  # a page this much finer than the photo is reduced first
 
 
@@ -61,6 +63,34 @@ class Photo:
         """
         x, y = np.broadcast_arrays(np.asarray(x_px, np.float64), np.asarray(y_px, np.float64))
         return self._mesh.at(x.ravel(), y.ravel()).reshape(*x.shape, 2)
+
+    def to_photo(self, x_mm: ArrayLike, y_mm: ArrayLike) -> NDArray[np.float64]:
+        """Map points of the paper to the photo: the inverse of :meth:`to_paper`.
+
+        The map is a homography and a little bending, so the homography's own inverse, corrected by what
+        the map says there, closes in on the answer by a factor of about ten at every step.
+
+        Args:
+            x_mm: millimetres from the page's left edge, any shape.
+            y_mm: from its top edge, of a shape that broadcasts with it.
+
+        Returns:
+            float64 [..., 2], pixels (x, y); outside of the frame they are extrapolated, the less exactly
+            the farther out.
+        """
+        x, y = np.broadcast_arrays(np.asarray(x_mm, np.float64), np.asarray(y_mm, np.float64))
+        wanted = np.stack([x.ravel(), y.ravel()], axis=1)
+        aim, at = wanted.copy(), cv2.perspectiveTransform(wanted[None], self._flat)[0]
+        for _ in range(_STEPS):
+            aim += wanted - self._mesh.at(at[:, 0], at[:, 1])
+            at = cv2.perspectiveTransform(aim[None], self._flat)[0]
+        return np.asarray(at, np.float64).reshape(*x.shape, 2)
+
+    @functools.cached_property
+    def _flat(self) -> NDArray[np.float64]:
+        """The homography nearest to the map from the paper to the photo."""
+        nodes = np.array(self.mesh(max(self.image.shape[:2]) / 16))
+        return np.asarray(cv2.findHomography(nodes[:, 2:], nodes[:, :2])[0], np.float64)
 
     def mesh(self, step: float) -> list[list[float]]:
         """List the map at every ``step`` pixels, row by row, the photo's last row and column included.

@@ -422,3 +422,15 @@ def test_unusable_pages_sizes_and_scales_are_refused():
     for scale in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(UserError, match="The page's scale is"):
             photograph(SMALL, scale, PhotoStyle())
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0, 2))
+@settings(max_examples=15, deadline=None)
+def test_the_way_back_to_the_photo(seed, severity):
+    """The map from paper to photo undoes the one from photo to paper, anywhere in the frame."""
+    photo = photograph(PAGE, SCALE, draw_photo_style(random.Random(seed), severity), (900, 700))
+    pixels = np.random.default_rng(seed).uniform(0, (899, 699), (500, 2))
+    mm = photo.to_paper(pixels[:, 0], pixels[:, 1])
+    back = photo.to_photo(mm[:, 0], mm[:, 1])
+    assert np.abs(back - pixels).max() < 0.3
+    assert np.median(np.abs(back - pixels)) < 0.01
