@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -107,20 +108,32 @@ def run(
 
 @app.command(name="eval")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Checkpoint, bundle or shipped name.")],
-    records: Annotated[Path, typer.Option(help="labels.csv of the records.")],
+    model: Annotated[str | None, typer.Argument(help="Checkpoint, bundle or shipped name.")] = None,
+    records: Annotated[Path | None, typer.Option(help="labels.csv of the records.")] = None,
     split: Annotated[str | None, typer.Option(help="Only patients of train, validation or test.")] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many records.")] = None,
     layout: Annotated[str, typer.Option(help="Layout of the rendered pages.")] = "3x4+1",
+    ecgbench: Annotated[str | None, typer.Option(help="Score answers to this set, or all.")] = None,
+    answers: Annotated[Path | None, typer.Option(help="A model's answers (all: their folder).")] = None,
+    references: Annotated[Path | None, typer.Option(help="File or folder of ECGBench's references.")] = None,
+    protocol: Annotated[str, typer.Option(help="published or strict.")] = "published",
+    judge_prompts: Annotated[Path | None, typer.Option(help="Write the judge's prompts here.")] = None,
+    judge: Annotated[Path | None, typer.Option(help="The judge's answers.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Score a model's labels on real records."""
+    """Score a model's labels on real records, or answers to ECGBench."""
     from pulse_edge import commands
 
     with _bar("evaluating") as tick:
-        result = commands.evaluate(model, records, split, limit, layout, tick)
+        result = commands.evaluate(
+            model, records, split, limit, layout,
+            ecgbench, answers, references, protocol, judge_prompts, judge, tick,
+        )  # fmt: skip
     if as_json:
         _print_json(result)
+        return
+    if ecgbench is not None:
+        _print_ecgbench(result)
         return
     typer.echo(
         f"{result['n']} records of {result['patients']} patients; skipped: {result['skipped'] or 'none'}"
@@ -174,11 +187,12 @@ def doctor(as_json: Json = False) -> None:
 
 @app.command()
 def train(
-    data: Annotated[Path | None, typer.Option(help="labels.csv, or the JSON of conversations.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Table or folder of records, or ECGInstruct.")] = None,
     recipe: Annotated[str, typer.Option(help="Shipped recipe, or a YAML file.")] = "pulse-nano",
     output: Annotated[Path | None, typer.Option(help="Folder of the checkpoint.")] = None,
     pages: Annotated[int | None, typer.Option(help="Pages per stage, for a short trial.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that render pages.")] = 1,
+    init: Annotated[str | None, typer.Option(help="Checkpoint or shipped model to start from.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only compute what it costs.")] = False,
     gpus: Annotated[int | None, typer.Option(help="With --dry-run: H100s that share it.")] = None,
     as_json: Json = False,
@@ -187,7 +201,7 @@ def train(
     from pulse_edge import commands
 
     with redirect_stdout(sys.stderr):  # the Trainer's progress is no part of the result
-        result = commands.train(recipe, data, output, pages, workers, dry_run, gpus)
+        result = commands.train(recipe, data, output, pages, workers, init, dry_run, gpus)
     if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
         return
     if as_json:
@@ -232,6 +246,9 @@ def main() -> None:
 
     Exit codes: 0 done, 1 failed or interrupted, 2 the command line or an input is at fault.
     """
+    with suppress(ValueError):  # signals belong to the main thread; elsewhere the caller answers for them
+        # A service manager stops a job with SIGTERM: it cleans up as it does after Ctrl-C.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(_guard(lambda: app(standalone_mode=False)))
 
 
@@ -291,6 +308,20 @@ def _complain(message: str, code: int) -> int:
 def _leave_stdout() -> None:
     """Write no more to standard output, so that Python does not fail again when it flushes at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print_ecgbench(result: dict[str, Any]) -> None:
+    if "prompts" in result:
+        typer.echo(f"{result['prompts']} prompts for the judge in {result['judge_prompts']}")
+        return
+    for one in result["sets"].values() if "sets" in result else [result]:
+        names = ("accuracy", "f1", "auc", "balanced_accuracy", "hl", "score")
+        figures = [f"{n} {'undefined' if one[n] is None else f'{one[n]:.4f}'}" for n in names if n in one]
+        typer.echo(f"{one['dataset']:16s} {one['protocol']}, n {one['n']}: {', '.join(figures)}")
+        for problem, count in one["problems"].items():
+            typer.echo(f"{'':16s} {count} x {problem}")
+    for name, reason in result.get("not_scored", {}).items():
+        typer.echo(f"{name:16s} not scored: {reason}")
 
 
 def _print_json(result: dict[str, Any]) -> None:

@@ -45,7 +45,7 @@ class OnnxBackend:
 
     def encode(self, tiles: NDArray[np.float32], image_size: tuple[int, int]) -> NDArray[np.float32]:
         """Tiles [n, 3, 336, 336] -> embeddings [N, H]. The graph takes five tiles: fewer are filled up
-        with zeros, which change nothing, since the tower looks at each tile alone."""
+        with zeros, as the model itself does where its tiles see each other."""
         n = len(tiles)
         if n < MAX_TILES:
             tiles = np.concatenate([tiles, np.zeros((MAX_TILES - n, *tiles.shape[1:]), np.float32)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,12 @@ def shared() -> Path:
 
 
 SMALL: dict[str, Any] = {
-    "vision": {"widths": [6, 6, 12, 24], "strides": [4, 2, 2, 3], "depths": [0, 0, 0, 1]},
+    "vision": {
+        "widths": [6, 6, 12, 24],
+        "strides": [4, 2, 2, 3],
+        "depths": [0, 0, 0, 1],
+        "context_layers": 1,
+    },
     "text": {
         "hidden_size": 32,
         "intermediate_size": 48,
@@ -42,6 +48,43 @@ SMALL: dict[str, Any] = {
         "max_position_embeddings": 512,
     },
 }
+
+
+@pytest.fixture(scope="session")
+def make_student() -> Callable[..., Any]:
+    """Make a random model: convolutional tower, query heads that share key heads, tied embeddings.
+
+    ``text`` overrides what the decoder's configuration says.
+    """
+    import torch
+    from transformers import LlamaConfig
+
+    from pulse_edge.model.pulse import PulseConfig, PulseForConditionalGeneration
+    from pulse_edge.model.tower import PulseConvVisionConfig
+
+    def make(**text: Any) -> Any:
+        torch.manual_seed(0)
+        vision = PulseConvVisionConfig(
+            widths=(8, 8, 8, 16), depths=(1, 0, 0, 0), context_layers=1, context_heads=2
+        )
+        decoder = LlamaConfig(
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            tie_word_embeddings=True,
+            **text,
+        )
+        config = PulseConfig(
+            text_config=decoder, vision_config=vision, vision_feature_layer=-1,
+            vision_feature_select_strategy="full", tie_word_embeddings=True,
+        )  # fmt: skip
+        model = PulseForConditionalGeneration(config)
+        model.train()
+        with torch.no_grad():
+            model.encode_images(torch.randn(5, 3, 336, 336))  # so that the running statistics are not trivial
+        return model.eval()
+
+    return make
 
 
 @pytest.fixture(scope="session")

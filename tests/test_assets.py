@@ -38,7 +38,7 @@ def test_the_model_is_whole_and_small() -> None:
 def test_the_card_says_what_it_was_trained_and_measured_on() -> None:
     card = read_card(NANO)
     assert [row["set"].split()[0] for row in card["metrics"]] == ["validation", "test"]
-    assert card["metrics"][1]["auroc"]["macro"] >= 0.80  # the goal is 0.85; README says where it stands
+    assert card["metrics"][1]["auroc"]["macro"] >= 0.86  # the goal of the first release
     assert "CC BY 4.0" in str(card["licences"])
     assert "not a medical device" in card["intended_use"].lower()
     text = (NANO / "README.md").read_text()
@@ -76,6 +76,6 @@ def test_held_out_accuracy_is_what_the_card_says(shared: Path) -> None:
     result = evaluate("pulse-nano", shared / "ecg" / "labels.csv", split="test", limit=150)
     assert result["n"] == 150
     # 150 records have a wide interval: this catches a broken path, the card has the figure.
-    assert result["auroc"]["macro"] >= 0.78
+    assert result["auroc"]["macro"] >= 0.80
     assert result["blank_image"]["auroc"]["macro"] == pytest.approx(0.5)
     assert abs(result["shuffled"]["auroc"]["macro"] - 0.5) < 0.12

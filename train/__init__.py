@@ -6,6 +6,7 @@ torch and transformers are imported when a training starts, not when this packag
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ def run(
     output: Path,
     pages: int | None = None,
     workers: int = 1,
+    init: str | None = None,
 ) -> dict[str, Any]:
     """Train a model from a recipe and write its checkpoint.
 
@@ -26,11 +28,14 @@ def run(
 
     Args:
         recipe: name of a shipped recipe, or path of a YAML file.
-        data: labels.csv with the columns of shared/ecg, records relative to its folder; for a recipe
-            of the kind ``sft`` a JSON file in ECGInstruct's form, its pictures beside it.
+        data: for a recipe of records, PTB-XL's folder, a table like shared/ecg/labels.csv, or a folder of
+            WFDB records with SNOMED codes; for a recipe of the kind ``sft``, ECGInstruct's JSON file with
+            its pictures beside it. See ``train.sources``.
         output: folder of the checkpoint, must not exist.
         pages: overrides the recipe's number of pages (``sft``: of conversations), for a short trial.
         workers: processes that render pages.
+        init: checkpoint folder, or a shipped model's name, to start from instead of from random
+            weights (``sft``: of the recipe's ``init``); layers that it lacks begin as the identity.
 
     Returns:
         ``{"checkpoint", "parameters", "history", "metrics"}``; metrics are measured on patients
@@ -50,7 +55,9 @@ def run(
         from pulse_edge.train.sft import fine_tune
         from pulse_edge.train.sft_recipe import read_sft_recipe
 
-        return fine_tune(read_sft_recipe(recipe), Path(data), Path(output), pages, workers)
+        settings = read_sft_recipe(recipe)
+        settings = settings if init is None else replace(settings, init=init)
+        return fine_tune(settings, Path(data), Path(output), pages, workers)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
             "This recipe trains in one process: its batch normalisation and averaged weights would differ "
@@ -58,7 +65,7 @@ def run(
         )
     from pulse_edge.train.pipeline import train_checkpoint
 
-    return train_checkpoint(read_recipe(recipe), Path(data), Path(output), pages, workers)
+    return train_checkpoint(read_recipe(recipe), Path(data), Path(output), pages, workers, init)
 
 
 def estimate(recipe: str | Path, data: Path | None = None, gpus: int = 1) -> dict[str, Any]:

@@ -1,21 +1,26 @@
 """Vary a training page without changing what its labels say.
 
 On the signal: tempo, amplitude, baseline wander, noise. On the page: layout, paper, ink,
-resolution. On the picture: small rotation and perspective, blur, light and sensor noise, a mild
-stand-in for a camera; the full camera model is a later stage (`ecg/photo.py` in the design).
+resolution. On the picture: a careless scan (small rotation and perspective, blur, light and sensor
+noise), or a phone's photo by :mod:`pulse_edge.ecg.photo`.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pulse_edge.ecg.paper import GRID_COLOURS, PaperStyle
+from pulse_edge.ecg.paper import GRID_COLOURS, Page, PaperStyle
+from pulse_edge.ecg.photo import draw_photo_style, photograph
 from pulse_edge.ecg.record import Record
+
+# Page pixels (x, y), float64 [n] each, to those of the picture: float64 [n, 2].
+Places = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
 
 
 def vary_record(record: Record, rng: random.Random) -> Record:
@@ -65,15 +70,53 @@ def _header(rng: random.Random) -> tuple[str, ...]:
     return f"ID: {rng.randint(10**5, 10**8)}   Sex: {rng.choice('MF')}", f"{day} {rng.randint(0, 23):02d}:00"
 
 
-def vary_picture(image: NDArray[np.uint8], rng: random.Random) -> NDArray[np.uint8]:
-    """Return the page as a careless scan or photo would show it; uint8 [H, W, 3] in and out."""
+def draw_picture(page: Page, rng: random.Random) -> tuple[NDArray[np.uint8], Places]:
+    """Return how the page comes to the model: as it is, as a careless scan or as a phone's photo.
+
+    Args:
+        page: a rendered page.
+        rng: draws the variation.
+
+    Returns:
+        The picture uint8 [H, W, 3], of the page's size, and where the page's pixels are on it.
+    """
+    kind = rng.random()
+    if kind < 0.4:
+        return page.image, lambda x, y: np.stack([x, y], axis=1)
+    if kind < 0.65:
+        image, warp = vary_picture(page.image, rng)
+        return image, lambda x, y: cv2.perspectiveTransform(np.stack([x, y], axis=1)[None], warp)[0]
+    photo = photograph(page.image, page.px_per_mm, draw_photo_style(rng, rng.uniform(0.2, 1.2)))
+    return photo.image, lambda x, y: photo.to_photo((x + 0.5) / page.px_per_mm, (y + 0.5) / page.px_per_mm)
+
+
+def _project(
+    warp: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    points = np.stack([x, y], axis=1)[None]
+    return np.asarray(cv2.perspectiveTransform(points, warp)[0], np.float64)
+
+
+def vary_picture(
+    image: NDArray[np.uint8], rng: random.Random
+) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Return the page as a careless scan or photo would show it, and where its pixels went.
+
+    Args:
+        image: uint8 [H, W, 3].
+        rng: draws the variation.
+
+    Returns:
+        The picture uint8 [H, W, 3], and the homography float64 [3, 3] from page to picture pixels.
+    """
     height, width = image.shape[:2]
+    warp = np.eye(3)
     if rng.random() < 0.5:
         reach = 0.02 * min(height, width)
         corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
         moved = corners + np.array([[rng.uniform(-reach, reach) for _ in "xy"] for _ in corners], np.float32)
         border = tuple(rng.randint(0, 255) for _ in range(3))
-        warp = cv2.getPerspectiveTransform(corners, moved)
+        warp = np.asarray(cv2.getPerspectiveTransform(corners, moved), np.float64)
         image = cv2.warpPerspective(
             image, warp, (width, height), flags=cv2.INTER_LINEAR, borderValue=border
         ).astype(np.uint8)
@@ -87,4 +130,4 @@ def vary_picture(image: NDArray[np.uint8], rng: random.Random) -> NDArray[np.uin
         cv2.setRNGSeed(rng.getrandbits(31))
         cv2.randn(grain, np.zeros(1), np.full(1, rng.uniform(1, 6)))
         out += grain[..., None]
-    return np.clip(out, 0, 255, out=out).astype(np.uint8)
+    return np.clip(out, 0, 255, out=out).astype(np.uint8), warp

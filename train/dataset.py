@@ -7,27 +7,43 @@ page and the model still learns exactly what it is asked at inference: one quest
 
 from __future__ import annotations
 
+import math
 import random
+from dataclasses import replace
 from typing import Any, Final
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from pulse_edge.contract import EOS_ID, IGNORE_ID, IMAGE_TOKEN, IMAGE_TOKEN_ID, MAX_TILES, ROLES
+from pulse_edge.contract import (
+    EOS_ID,
+    IGNORE_ID,
+    IMAGE_TOKEN,
+    IMAGE_TOKEN_ID,
+    MAX_TILES,
+    PAD_COLOUR,
+    ROLES,
+    TILE_SIZE,
+    exact_div,
+)
 from pulse_edge.ecg import instruct
 from pulse_edge.ecg.measure import measure
 from pulse_edge.ecg.paper import PaperStyle, render
-from pulse_edge.model.preprocess import tiles
+from pulse_edge.model.preprocess import geometry, tiles
 from pulse_edge.model.prompt import build_prompt, encode_prompt
 from pulse_edge.model.tokenizer import Tokenizer
-from pulse_edge.train.augment import draw_style, vary_picture, vary_record
+from pulse_edge.train.augment import draw_picture, draw_style, vary_record
 from pulse_edge.train.examples import BeatBasis, Example
+from pulse_edge.train.traces import cell_traces
 
 # How much one answer of a kind counts; a report has some forty tokens, a closed answer one.
 ANSWER_WEIGHT: Final = {"superclass": 1.0, "finding": 0.5, "rate": 0.5, "report": 1.0}
 PAD_SEGMENT: Final = -1
+BELIEF: Final = np.float32(0.5)  # share of the teacher's probability in the target, the label has the rest
+EXACT: Final = 0.3  # share of pages that go through PULSE's own, slower resizing
 
 
 class PageDataset(Dataset[dict[str, Any]]):
@@ -40,6 +56,7 @@ class PageDataset(Dataset[dict[str, Any]]):
         tokens_per_tile: of the model's tower.
         length: how many pages there are.
         seed: of order and variation.
+        beliefs: float32 [examples, 28], logits of a teacher on the targets of :func:`diagnoses`.
     """
 
     def __init__(
@@ -50,10 +67,13 @@ class PageDataset(Dataset[dict[str, Any]]):
         tokens_per_tile: int,
         length: int,
         seed: int = 0,
+        beliefs: NDArray[np.float32] | None = None,
     ) -> None:
+        self.beliefs = beliefs
         self.examples, self.tokenizer, self.basis = examples, tokenizer, basis
         self.length, self.seed = length, seed
         self.prefix = image_prefix(tokenizer, tokens_per_tile)
+        self.cell = exact_div(TILE_SIZE, math.isqrt(tokens_per_tile))
 
     def __len__(self) -> int:
         return self.length
@@ -61,17 +81,20 @@ class PageDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, k: int) -> dict[str, Any]:
         epoch, place = divmod(k, len(self.examples))
         order = random.Random(f"{self.seed}/{epoch}").sample(range(len(self.examples)), len(self.examples))
-        return self.page(self.examples[order[place]], random.Random(f"{self.seed}/{k}"))
+        item = self.page(self.examples[order[place]], random.Random(f"{self.seed}/{k}"))
+        if self.beliefs is not None:
+            believed = 1 / (1 + np.exp(-self.beliefs[order[place]]))
+            item["diagnoses"] += BELIEF * (believed - item["diagnoses"])  # unknown stays NaN
+        return item
 
     def page(self, example: Example, rng: random.Random) -> dict[str, Any]:
         """Make one training item of an example."""
         record = vary_record(example.record, rng)
         style = draw_style(rng, record.duration)
-        image = render(record, style).image
-        if rng.random() < 0.4:
-            image = vary_picture(image, rng)
+        page = render(record, style)
+        image, places = draw_picture(page, rng)
         measured = measure(record)
-        facts = instruct.Facts(example.facts.codes, example.facts.superclasses, measured.rate_bpm)
+        facts = replace(example.facts, rate_bpm=measured.rate_bpm)
         turns = [
             *instruct.superclass_turns(facts, rng),
             *instruct.finding_turns(facts, rng, count=2),
@@ -79,7 +102,8 @@ class PageDataset(Dataset[dict[str, Any]]):
             instruct.report_turn(facts),
         ]
         item = pack(self.prefix, turns, self.tokenizer)
-        item["tiles"] = tiles(image)
+        item["tiles"] = tiles(image) if rng.random() < EXACT else quick_tiles(image)
+        item["traces"], item["leads"] = cell_traces(page, record, places, self.cell)
         item["diagnoses"] = diagnoses(facts)
         item["beats"] = self.basis.project(measured.beats)
         item["rhythm"] = np.array(
@@ -111,6 +135,19 @@ class DefaultPages(Dataset[dict[str, Any]]):
         return item
 
 
+def quick_tiles(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """As :func:`tiles`, three times as fast: resized by area, a grey level from bicubic in the mean."""
+    place = geometry(image.shape[1], image.shape[0])
+    page = cv2.resize(image, place.resized, interpolation=cv2.INTER_AREA)
+    canvas = np.full((place.best[1], place.best[0], 3), PAD_COLOUR, np.uint8)
+    x, y = place.paste
+    canvas[y : y + place.resized[1], x : x + place.resized[0]] = page
+    base = cv2.resize(page, (TILE_SIZE, TILE_SIZE), interpolation=cv2.INTER_AREA)
+    across, down = place.grid
+    cut = canvas.reshape(down, TILE_SIZE, across, TILE_SIZE, 3).swapaxes(1, 2)
+    return np.concatenate([base[None], cut.reshape(-1, TILE_SIZE, TILE_SIZE, 3)]).astype(np.uint8)
+
+
 def image_prefix(tokenizer: Tokenizer, tokens_per_tile: int) -> list[int]:
     """Token ids up to and including the image, one sentinel per visual token of five flat tiles."""
     prompt = build_prompt([("", None)])
@@ -127,10 +164,11 @@ def after_image(question: str, tokenizer: Tokenizer, answer: str | None = None) 
 
 
 def diagnoses(facts: instruct.Facts) -> NDArray[np.float32]:
-    """Return 1, 0 or NaN (not assigned) for the five superclasses, then for the findings asked about."""
+    """Return 1, 0 or NaN (not known) for the five superclasses, then for the findings asked about."""
     known = np.float32(np.nan if not facts.superclasses else 0.0)
     groups = [known + np.float32(name in facts.superclasses) for name in instruct.SUPERCLASS_PHRASES]
-    return np.array(groups + [code in facts.codes for code in instruct.ASKED], np.float32)
+    found = [facts.has(code) for code in instruct.ASKED]
+    return np.array(groups + [np.nan if has is None else has for has in found], np.float32)
 
 
 def pack(prefix: list[int], turns: list[instruct.Turn], tokenizer: Tokenizer) -> dict[str, Any]:
@@ -173,7 +211,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         return np.stack([np.pad(row, (0, width - len(row)), constant_values=fill[name]) for row in rows])
 
     batch = {name: torch.from_numpy(padded(name)) for name in fill}
-    for name in ("tiles", "closed", "diagnoses", "beats", "rhythm"):
+    for name in ("tiles", "closed", "diagnoses", "beats", "rhythm", "traces", "leads"):
         if name in items[0]:
             batch[name] = torch.from_numpy(np.stack([item[name] for item in items]))
     return batch

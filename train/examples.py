@@ -1,48 +1,33 @@
-"""Labelled records in memory: signals, labels, measurements and the basis of their median beats."""
+"""Labelled records in memory: reading them, writing down their split, the basis of their median beats."""
 
 from __future__ import annotations
 
 import collections
-import csv
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pulse_edge.ecg.instruct import Facts
+from pulse_edge.bundle import write_atomic
 from pulse_edge.ecg.measure import measure
-from pulse_edge.ecg.record import Record, read_record
-from pulse_edge.ecg.split import Split, split
-from pulse_edge.errors import RecordError, UserError
-
-
-@dataclass(frozen=True)
-class Example:
-    """One record to learn from.
-
-    Attributes:
-        record: the signals.
-        patient: the patient's identifier.
-        facts: labels and measured rate.
-    """
-
-    record: Record
-    patient: str
-    facts: Facts
+from pulse_edge.ecg.split import Split
+from pulse_edge.errors import UserError
+from pulse_edge.train.sources import INSTRUCT, SOURCES, detect
+from pulse_edge.train.sources.example import Example as Example  # named here too, beside their reader
+from pulse_edge.train.sources.example import load
 
 
 def read_examples(
-    labels_csv: Path, sides: tuple[Split, ...], tick: Callable[[], None] = lambda: None
+    data: Path, sides: tuple[Split, ...], tick: Callable[[], None] = lambda: None
 ) -> tuple[list[Example], dict[str, int]]:
-    """Read the PTB-XL records of a labels.csv that belong to some sides of the patient split.
-
-    Only rows coded with SCP statements are taken: other schemes do not carry superclasses, and
-    their licences are not all settled (see NOTICE).
+    """Read the records of any layout (``train.sources``) that belong to some sides of the patient split.
 
     Args:
-        labels_csv: a file with the columns of shared/ecg/labels.csv, records relative to its folder.
+        data: the folder or table of the records.
         sides: which sides to read.
         tick: called once a row, for a progress bar.
 
@@ -50,39 +35,52 @@ def read_examples(
         The examples and how many rows were left out, by reason.
 
     Raises:
-        UserError: the file is missing or nothing usable is in it.
+        UserError: the data are missing, damaged, of no known layout or no records, or nothing is usable.
     """
-    if not labels_csv.is_file():
-        raise UserError(f"There is no {labels_csv}. Name the labels.csv of the training records.")
-    with labels_csv.open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
-    examples: list[Example] = []
-    left_out: collections.Counter[str] = collections.Counter()
-    for row in rows:
-        tick()
-        if row.get("scheme") != "scp" or not row.get("patient_id"):
-            left_out["not coded with SCP statements, or no patient"] += 1
-            continue
-        if split(row["patient_id"]) not in sides:
-            left_out["patient of another side of the split"] += 1
-            continue
-        try:
-            record = read_record(labels_csv.parent / row["record"])
-        except RecordError:
-            left_out["unreadable record"] += 1
-            continue
-        if record.problems:
-            left_out["record with a missing, flat or broken lead"] += 1
-            continue
-        facts = Facts(
-            frozenset(filter(None, row["codes"].split(";"))),
-            frozenset(filter(None, row["superclass"].split(";"))),
-            measure(record).rate_bpm,
+    layout = detect(data)
+    if layout == INSTRUCT:
+        raise UserError(
+            f"{data} is ECGInstruct: pictures and conversations, no records. Train a recipe on it that "
+            "learns from pictures, or name a table or folder of records."
         )
-        examples.append(Example(record, row["patient_id"], facts))
+    left_out: collections.Counter[str] = collections.Counter()
+    examples = load(SOURCES[layout].rows(data, left_out), sides, left_out, tick)
     if not examples:
-        raise UserError(f"No usable training record in {labels_csv}: {dict(left_out)}.")
+        raise UserError(
+            f"No usable record for {' and '.join(sides)} in {data}, left out: {dict(left_out) or 'none'}. "
+            "Check that the signal files lie where the labels say."
+        )
     return examples, dict(left_out)
+
+
+def write_split(path: Path, sides: Mapping[Split, Sequence[Example]]) -> str:
+    """Write down which patients stand on which side, and return the file's sha256.
+
+    Args:
+        path: of the JSON file, ``{"patients": {side: [identifier, …]}, "records": {side: count}}``.
+        sides: the examples of every side.
+
+    Raises:
+        UserError: a patient stands on two sides, or the file is there and says something else, as when
+            a training is resumed on other data.
+    """
+    patients = {side: sorted({example.patient for example in examples}) for side, examples in sides.items()}
+    count = collections.Counter(patient for names in patients.values() for patient in names)
+    twice = sorted(patient for patient, times in count.items() if times > 1)
+    if twice:
+        raise UserError(
+            f"Patients on two sides of the split: {', '.join(twice[:5])} ({len(twice)} in all). "
+            "Correct the patients of the data; nothing was trained."
+        )
+    records = {side: len(examples) for side, examples in sides.items()}
+    text = (json.dumps({"patients": patients, "records": records}, indent=1, sort_keys=True) + "\n").encode()
+    if path.exists() and path.read_bytes() != text:
+        raise UserError(
+            f"{path} is of a training with other patients or records. Name the data that it began with, or "
+            f"delete {path.parent} and start anew."
+        )
+    write_atomic(path, text)
+    return hashlib.sha256(text).hexdigest()
 
 
 @dataclass(frozen=True)

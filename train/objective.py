@@ -22,6 +22,7 @@ from pulse_edge.train.recipe import STAGES
 
 SOFT_WEIGHT: Final = 1.0
 MEASURE_WEIGHT: Final = 1.0
+CELL_WEIGHT: Final = 0.3
 
 
 class TrainingObjective(nn.Module):
@@ -39,7 +40,8 @@ class TrainingObjective(nn.Module):
         super().__init__()
         self.model, self.answers = model, answers
         model.model.vision_tower.to(memory_format=torch.channels_last)  # twice as fast on a CPU
-        self.readout = Readout(model.config.vision_config.hidden_size, beat_components)
+        vision = model.config.vision_config
+        self.readout = Readout(vision.hidden_size, beat_components, vision.patch_size)
         self.stage = STAGES[0]
         self._tally: dict[str, list[float]] = {}
 
@@ -65,15 +67,16 @@ class TrainingObjective(nn.Module):
         Args:
             tiles: uint8 [B, 5, 336, 336, 3].
             batch: ids, segment, labels, weights [B, L]; closed [B, 5]; diagnoses [B, 28];
-                beats [B, 12, k]; rhythm [B, 2].
+                beats [B, 12, k]; rhythm [B, 2]; traces [B, 4, T, cell]; leads [B, 4, T].
         """
         if self.stage == "see":
             tokens = self.look(tiles)
             measured, diagnosed = self.readout.loss(
                 tokens, batch["beats"], batch["rhythm"], batch["diagnoses"]
             )
-            self._note(measure=measured, diagnose=diagnosed)
-            return {"loss": MEASURE_WEIGHT * measured + diagnosed}
+            told = self.readout.cell_loss(tokens, batch["traces"], batch["leads"])
+            self._note(cell=told, measure=measured, diagnose=diagnosed)
+            return {"loss": CELL_WEIGHT * told + MEASURE_WEIGHT * measured + diagnosed}
         with torch.no_grad():
             tokens = self.look(tiles)
             soft = self.readout(tokens)[2][:, : len(SUPERCLASS_PHRASES)].float().sigmoid()

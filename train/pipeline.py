@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import io
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
+from rich.progress import Progress
 
+from pulse_edge.bundle import sha256_file, write_atomic
 from pulse_edge.ecg.instruct import CLOSED_QUESTIONS, SUPERCLASS_PHRASES
 from pulse_edge.ecg.split import Split
-from pulse_edge.model.checkpoint import save_model
+from pulse_edge.errors import UserError
+from pulse_edge.model.checkpoint import load_model, read_card, resolve_model, save_model
 from pulse_edge.model.pulse import PulseForConditionalGeneration
 from pulse_edge.model.tokenizer import Tokenizer
-from pulse_edge.train.build import build_model
-from pulse_edge.train.dataset import DefaultPages
-from pulse_edge.train.examples import Example, fit_beat_basis, read_examples
+from pulse_edge.train.build import build_model, grow
+from pulse_edge.train.dataset import DefaultPages, diagnoses
+from pulse_edge.train.examples import Example, fit_beat_basis, read_examples, write_split
 from pulse_edge.train.objective import TrainingObjective
 from pulse_edge.train.recipe import STAGES, Recipe
+from pulse_edge.train.signal import EPOCHS, FOLDS, cross_fitted
+from pulse_edge.train.sources import SOURCES, detect
 from pulse_edge.train.tokenizer import train_tokenizer
 from pulse_edge.train.trainer import answer_ids, fit, validate
 
@@ -26,7 +35,7 @@ INTENDED_USE = "Research and software testing. Not a medical device; not for dia
 
 
 def train_checkpoint(
-    recipe: Recipe, data: Path, output: Path, pages: int | None, workers: int
+    recipe: Recipe, data: Path, output: Path, pages: int | None, workers: int, init: str | None = None
 ) -> dict[str, Any]:
     """Do what ``pulse_edge.train.run`` promises, once torch is known to be there."""
     if pages is not None:
@@ -35,18 +44,26 @@ def train_checkpoint(
     learn, choose, held_out = (_read(data, side, console) for side in ("train", "validation", "test"))
     work = output.with_name(output.name + ".training")
     work.mkdir(parents=True, exist_ok=True)
-    if not (work / "tokenizer.model").is_file():
+    split_hash = write_split(work / "split.json", {"train": learn, "validation": choose, "test": held_out})
+    start = None if init is None else resolve_model(init)
+    if start is not None:
+        for file in start.glob("tokenizer*"):
+            shutil.copyfile(file, work / file.name)
+    elif not (work / "tokenizer.model").is_file():
         train_tokenizer(work, recipe.model.vocab_size)
     tokenizer = Tokenizer.from_folder(work)
     torch.manual_seed(recipe.seed)
     model = build_model(recipe.model, tokenizer.vocab_size)
-    history = fit(model, recipe, tokenizer, learn, choose, fit_beat_basis(learn), work, workers)
+    if start is not None:
+        grow(model, load_model(start, "float32"))
+    beliefs = _beliefs(learn, recipe.seed, work, pages, console)
+    history = fit(model, recipe, tokenizer, learn, choose, fit_beat_basis(learn), work, workers, beliefs)
     metrics = [
         {"stage": "fp32", "set": f"{side} patients of {data.name}", **_measure(model, examples, tokenizer)}
         for side, examples in (("validation", choose), ("test", held_out))
     ]
     # Half precision is what ships: the weights are read back as float32, and parity is measured on them.
-    save_model(model.half(), tokenizer, output, card(recipe, learn, metrics))
+    save_model(model.half(), tokenizer, output, card(recipe, data, split_hash, learn, metrics, start))
     return {
         "checkpoint": str(output),
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -58,7 +75,35 @@ def train_checkpoint(
 def _read(data: Path, side: Split, console: Console) -> list[Example]:
     examples, left_out = read_examples(data, (side,))
     console.print(f"{side}: {len(examples)} records; left out: {left_out}")
-    return examples if side == "train" else [e for e in examples if e.facts.superclasses]
+    if side == "train":
+        return examples
+    scored = [example for example in examples if example.facts.superclasses]
+    if not scored:
+        raise UserError(
+            f"No {side} record of {data} has a superclass, so a model cannot be scored on it. "
+            "Train on PTB-XL, or on a table that holds it too."
+        )
+    return scored
+
+
+def _beliefs(
+    learn: list[Example], seed: int, work: Path, pages: int | None, console: Console
+) -> NDArray[np.float32]:
+    """What the signal teacher believes of every training record; kept in ``work`` for a resumed run."""
+    kept = work / "beliefs.npy"
+    if kept.is_file():
+        beliefs: NDArray[np.float32] = np.load(kept)
+        if len(beliefs) == len(learn):
+            return beliefs
+    targets = np.stack([diagnoses(example.facts) for example in learn])
+    epochs = EPOCHS if pages is None else 1
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("signal teacher", total=FOLDS * epochs)
+        beliefs = cross_fitted(learn, targets, seed, epochs, lambda: progress.advance(task))
+    stream = io.BytesIO()
+    np.save(stream, beliefs)
+    write_atomic(kept, stream.getvalue())
+    return beliefs
 
 
 def _measure(
@@ -71,25 +116,40 @@ def _measure(
     return {"n": len(examples), "patients": len({e.patient for e in examples}), "auroc": auroc}
 
 
-def card(recipe: Recipe, learn: list[Example], metrics: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the fields of ``pulse.json`` of a model that was trained from scratch."""
+def card(
+    recipe: Recipe,
+    data: Path,
+    split_hash: str,
+    learn: list[Example],
+    metrics: list[dict[str, Any]],
+    start: Path | None = None,
+) -> dict[str, Any]:
+    """Return the fields of ``pulse.json`` of a model that was trained from scratch or from ``start``."""
+    source = SOURCES[detect(data)].card
     return {
         "name": recipe.name,
-        "parent": None,
+        "parent": None
+        if start is None
+        else {
+            "name": read_card(start)["name"],
+            "sha256": sha256_file(start / "model.safetensors"),
+            "recipe": read_card(start)["recipe"],
+        },
         "recipe": f"{recipe.name}.yaml, seed {recipe.seed}, "
         + ", ".join(f"{stage}: {settings.pages} pages" for stage, settings in recipe.train.items()),
         "data": {
-            "set": "PTB-XL 1.0.3 (Wagner et al., Scientific Data 2020), resampled to 200 Hz",
+            "set": source["set"],
             "records": len(learn),
             "patients": len({e.patient for e in learn}),
-            "split": "by patient, pulse_edge.ecg.split: 75 % train, 7 % validation, 18 % test",
+            "split": source["split"],
+            "split_sha256": split_hash,
         },
         "metrics": metrics,
         "labels": {name: {"phrase": phrase} for name, phrase in SUPERCLASS_PHRASES.items()},
         "scoring": {"question": CLOSED_QUESTIONS[0], "positive": "Yes", "negative": "No"},
         "licences": [
             {"what": "weights", "licence": "Apache-2.0"},
-            {"what": "training data: PTB-XL", "licence": "CC BY 4.0"},
+            {"what": f"training data: {source['set']}", "licence": source["licence"]},
         ],
         "intended_use": INTENDED_USE,
     }

@@ -10,11 +10,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from pulse_edge.contract import IGNORE_ID
 from pulse_edge.ecg.instruct import ASKED, SUPERCLASS_PHRASES
 from pulse_edge.ecg.record import LEADS
 
 RHYTHM_TARGETS = 2  # log rate, log irregularity
 FINDING_WEIGHT = 0.5
+LEAD_WEIGHT = 0.5
+TRACE_SCALE = 4.0  # a quarter of a cell, 12 pixels, is where the loss turns from square to straight
 
 
 class Readout(nn.Module):
@@ -23,12 +26,16 @@ class Readout(nn.Module):
     Args:
         width: C.
         beat_components: targets per lead.
+        cell: pixel columns of a token's cell.
         heads: of the attention.
         dropout: on everything but the waveforms.
     """
 
-    def __init__(self, width: int, beat_components: int, heads: int = 6, dropout: float = 0.1) -> None:
+    def __init__(
+        self, width: int, beat_components: int, cell: int, heads: int = 6, dropout: float = 0.1
+    ) -> None:
         super().__init__()
+        self.trace, self.lead = nn.Linear(width, cell), nn.Linear(width, len(LEADS))
         self.queries = nn.Parameter(torch.randn(len(LEADS) + 2, width) * 0.5)
         self.norm = nn.LayerNorm(width)
         self.attend = nn.MultiheadAttention(width, heads, batch_first=True)
@@ -53,6 +60,21 @@ class Readout(nn.Module):
             self.rhythm(mixed[:, -2]),
             self.diagnoses(mixed[:, -1]),
         )
+
+    def cell_loss(self, tokens: torch.Tensor, traces: torch.Tensor, leads: torch.Tensor) -> torch.Tensor:
+        """Return the loss of what every token tells of its own cell: its trace and its lead.
+
+        Args:
+            tokens: [B, (1 + tiles) T, C]; those of the base view are not asked.
+            traces: [B, tiles, T, cell], in cells, NaN where there is none.
+            leads: [B, tiles, T], -100 where there is none.
+        """
+        asked = self.norm(tokens[:, traces.shape[2] :])
+        traced = _huber(self.trace(asked) * TRACE_SCALE, traces.flatten(1, 2) * TRACE_SCALE)
+        named = nn.functional.cross_entropy(
+            self.lead(asked).float().flatten(0, 1), leads.flatten(), ignore_index=IGNORE_ID, reduction="sum"
+        )
+        return traced + LEAD_WEIGHT * named / (leads != IGNORE_ID).sum().clamp(min=1)
 
     def loss(
         self, tokens: torch.Tensor, beats: torch.Tensor, rhythm: torch.Tensor, diagnoses: torch.Tensor

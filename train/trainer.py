@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_model, save_model
 from sklearn.metrics import roc_auc_score
 from torch.optim.swa_utils import AveragedModel
@@ -35,6 +36,7 @@ def fit(
     basis: BeatBasis,
     work: Path,
     workers: int = 1,
+    beliefs: NDArray[np.float32] | None = None,
 ) -> list[dict[str, Any]]:
     """Train ``model`` in place, stage by stage, and leave it with its best averaged weights.
 
@@ -49,6 +51,7 @@ def fit(
         basis: of the median beats.
         work: folder for the Trainer's checkpoints and the history.
         workers: processes that render pages.
+        beliefs: float32 [learn, 28], the signal teacher's logits.
 
     Returns:
         The history: one row per validation.
@@ -65,7 +68,7 @@ def fit(
         keeper = _Keeper(objective, pages, settings, folder)
         if not keeper.finished:
             seed = recipe.seed + number
-            data = PageDataset(learn, tokenizer, basis, tokens, settings.pages, seed)
+            data = PageDataset(learn, tokenizer, basis, tokens, settings.pages, seed, beliefs)
             trainer = _Trainer(
                 model=objective,
                 args=_arguments(settings, seed, folder, workers),

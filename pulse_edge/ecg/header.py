@@ -16,11 +16,12 @@ from pulse_edge.ecg.leads import lead_name
 from pulse_edge.errors import RecordError
 
 MAX_VALUES: Final = 100_000_000  # of all channels together: 12 leads at 500 Hz for over four hours
-# name[/segments] signals [rate[/counter[(base)]] [samples [time [date]]]]
+# name[/segments] signals [rate[/counter[(base)]] [samples [time [date]]]]; the PhysioNet Challenge of 2020
+# published its records with date and time the other way round, 05-Feb-2020 11:39:16
 _RECORD_LINE: Final = re.compile(
     r"[^\s/]+(?:/(?P<segments>\d{1,6}))?\s+(?P<signals>\d{1,5})"
     r"(?:\s+(?P<fs>\d+\.?\d*|\.\d+)(?:/\S+)?"
-    r"(?:\s+(?P<samples>\d{1,18})(?:\s+[\d:.]+(?:\s+[\d/]+)?)?)?)?"
+    r"(?:\s+(?P<samples>\d{1,18})(?:\s+(?:[\d:.]+(?:\s+[\d/]+)?|\d\d-[A-Za-z]{3}-\d{4}\s+[\d:.]+))?)?)?"
 )
 # file format[xsamples per frame][:skew][+offset]
 #   [gain[(baseline)][/unit] [resolution [zero [initial [checksum [block]]]]]] [description]

@@ -2,8 +2,8 @@
 
 The shape follows ECGInstruct (Liu et al., arXiv 2410.19008): closed questions, a question with a
 number for an answer, and a clinical report. The wording is ours. Nothing is stated that a label or
-a measurement does not support: a finding is denied only where the record was labelled by the same
-scheme and the code is absent.
+a measurement does not support: a finding is denied only where the scheme that the record was labelled
+by can assign its code and did not.
 """
 
 from __future__ import annotations
@@ -119,16 +119,25 @@ class Facts:
         codes: SCP codes, as PTB-XL gives them.
         superclasses: PTB-XL's diagnostic superclasses; empty when none is assigned.
         rate_bpm: measured heart rate, or None.
+        assignable: the codes that the record's labels could state; an absent one of them is denied, any
+            other is not known. None if it is all of PTB-XL's.
     """
 
     codes: frozenset[str]
     superclasses: frozenset[str]
     rate_bpm: float | None
+    assignable: frozenset[str] | None = None
+
+    def has(self, code: str) -> bool | None:
+        """Whether the record has a finding; None if its labels do not tell."""
+        if code in self.codes:
+            return True
+        return False if self.assignable is None or code in self.assignable else None
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One question with its answer; ``kind`` is superclass, finding, rate or report."""
+    """One question with its answer; ``kind`` is superclass, finding, rate, report or instruct."""
 
     kind: str
     question: str
@@ -153,11 +162,14 @@ def superclass_turns(facts: Facts, rng: random.Random, plain_share: float = 0.7)
 
 
 def finding_turns(facts: Facts, rng: random.Random, count: int = 3) -> list[Turn]:
-    """Ask for ``count`` single findings, about half of them present where the record has any."""
-    present = [code for code in ASKED if code in facts.codes]
-    absent = [code for code in ASKED if code not in facts.codes]
+    """Ask for ``count`` single findings, about half of them present where the record has any.
+
+    They are fewer where the labels tell of fewer.
+    """
+    present = [code for code in ASKED if facts.has(code)]
+    absent = [code for code in ASKED if facts.has(code) is False]
     picked = rng.sample(present, min(len(present), (count + 1) // 2))
-    picked += rng.sample(absent, count - len(picked))
+    picked += rng.sample(absent, min(len(absent), count - len(picked)))
     return [
         _closed("finding", rng.choice(CLOSED_QUESTIONS), _phrase(code), code in facts.codes)
         for code in picked

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from transformers import DynamicCache
 
 from pulse_edge.errors import UserError
@@ -92,10 +94,19 @@ class TorchBackend:
         hidden = self.model.model.language_model(
             inputs_embeds=embeds,
             position_ids=torch.arange(start, start + length, device=embeds.device)[None],
-            past_key_values=self._cache,
             use_cache=True,
+            **cache_argument(self.model.model.language_model, self._cache),
         ).last_hidden_state
         return _to_numpy(self.model.lm_head(hidden[0, -1]))
+
+
+def cache_argument(module: nn.Module, cache: object) -> dict[str, object]:
+    """The key-value cache under the keyword that ``module.forward`` takes.
+
+    transformers 5.24 renamed ``past_key_values`` to ``cache`` and warns about the old name.
+    """
+    parameters = inspect.signature(module.forward).parameters
+    return {"cache" if "cache" in parameters else "past_key_values": cache}
 
 
 def _to_numpy(tensor: torch.Tensor) -> NDArray[np.float32]:

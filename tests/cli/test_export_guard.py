@@ -101,18 +101,21 @@ def test_a_full_disk(small_checkpoint, tmp_path) -> None:
     assert contents(tmp_path) in ({}, {"out": None})
 
 
-def test_ctrl_c(small_checkpoint, tmp_path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_a_service_manager(small_checkpoint, tmp_path, stop) -> None:
     output = tmp_path / "bundle"
     process = subprocess.Popen(
-        command(small_checkpoint, output), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        command(small_checkpoint, output), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # a shell's background job ignores SIGINT, and its children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     try:
         deadline = time.monotonic() + 600
         while not any(tmp_path.iterdir()):  # the temporary folder: the export has begun
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(stop)
         out, err = process.communicate(timeout=600)
     finally:
         process.kill()

@@ -17,32 +17,15 @@ Step = Callable[..., tuple[np.ndarray, dict[str, np.ndarray]]]
 
 
 @pytest.fixture(scope="session")
-def student(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A random model: convolutional tower, query heads that share key heads, tied embeddings.
-
-    Its MLP is 96 wide, which no block of int4 divides.
-    """
-    import torch
-    from transformers import LlamaConfig
-
-    from pulse_edge.model.pulse import PulseConfig, PulseForConditionalGeneration
-    from pulse_edge.model.tower import PulseConvVisionConfig
-
-    torch.manual_seed(0)
-    text = LlamaConfig(
-        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=400, max_position_embeddings=400, tie_word_embeddings=True,
+def student(make_student: Callable[..., Any]) -> Any:
+    """The random model; its MLP is 96 wide, which no block of int4 divides."""
+    return make_student(
+        hidden_size=64,
+        intermediate_size=96,
+        vocab_size=400,
+        max_position_embeddings=400,
         initializer_range=0.2,
-    )  # fmt: skip
-    config = PulseConfig(
-        text_config=text, vision_config=PulseConvVisionConfig(widths=(8, 8, 8, 16), depths=(1, 0, 0, 0)),
-        vision_feature_layer=-1, vision_feature_select_strategy="full", tie_word_embeddings=True,
-    )  # fmt: skip
-    model = PulseForConditionalGeneration(config)
-    model.train()
-    with torch.no_grad():
-        model.encode_images(torch.randn(5, 3, 336, 336))  # so that the running statistics are not trivial
-    return model.eval()
+    )
 
 
 @pytest.fixture(scope="session")

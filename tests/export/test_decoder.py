@@ -14,6 +14,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Qwen2Confi
 from pulse_edge.errors import CheckpointError
 from pulse_edge.export.decoder import decoder_shape, rotary_tables, write_decoder
 from pulse_edge.export.weights import precision
+from pulse_edge.model.reference import cache_argument
 
 FP32, FP16 = precision("fp32", "onnx"), precision("fp16", "jetson")
 SMALL = {
@@ -48,7 +49,11 @@ def weights_of(model):
 def read(model, embeds, cache):
     """Logits [V] behind the last of the embeddings [1, S, H], by transformers."""
     with torch.inference_mode():
-        return model(inputs_embeds=torch.from_numpy(embeds), past_key_values=cache).logits[0, -1].numpy()
+        return (
+            model(inputs_embeds=torch.from_numpy(embeds), **cache_argument(model, cache))
+            .logits[0, -1]
+            .numpy()
+        )
 
 
 @pytest.mark.parametrize("member", FAMILY)

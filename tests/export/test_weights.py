@@ -16,6 +16,7 @@ from pulse_edge.errors import UnknownNameError, UserError
 from pulse_edge.export import weights as module
 from pulse_edge.export.decoder import decoder_shape, write_decoder, write_embedding
 from pulse_edge.export.weights import int4_block, precision, quantize
+from pulse_edge.model.reference import cache_argument
 
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -119,9 +120,8 @@ def test_graph_equals_torch_with_the_weights_in_the_file(llama, tmp_path, run, s
     for length in (6, *[1] * 16):
         embeds = rng.normal(size=(1, length, 128)).astype(np.float32)
         with torch.inference_mode():
-            expected = (
-                model(inputs_embeds=torch.from_numpy(embeds), past_key_values=cache).logits[0, -1].numpy()
-            )
+            output = model(inputs_embeds=torch.from_numpy(embeds), **cache_argument(model, cache))
+            expected = output.logits[0, -1].numpy()
         logits, past = step(embeds, past)
         assert np.abs(logits - expected).max() < bound * np.ptp(expected)
 

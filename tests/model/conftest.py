@@ -31,29 +31,9 @@ def tiny(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def student() -> Any:
-    """A small random model: convolutional tower (49 tokens a tile), context of 300, tied embeddings."""
-    import torch
-    from transformers import LlamaConfig
-
-    from pulse_edge.model.pulse import PulseConfig, PulseForConditionalGeneration
-    from pulse_edge.model.tower import PulseConvVisionConfig
-
-    torch.manual_seed(0)
-    text = LlamaConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=512, max_position_embeddings=300, tie_word_embeddings=True,
-    )  # fmt: skip
-    config = PulseConfig(
-        text_config=text, vision_config=PulseConvVisionConfig(widths=(8, 8, 8, 16), depths=(1, 0, 0, 0)),
-        vision_feature_layer=-1, vision_feature_select_strategy="full", tie_word_embeddings=True,
-    )  # fmt: skip
-    model = PulseForConditionalGeneration(config)
-    model.train()
-    with torch.no_grad():
-        model.encode_images(torch.randn(2, 3, 336, 336))  # so that the running statistics are not trivial
-    model.eval()
-    return model
+def student(make_student: Callable[..., Any]) -> Any:
+    """The random model with 49 tokens a tile and a context of 300."""
+    return make_student(hidden_size=32, intermediate_size=64, vocab_size=512, max_position_embeddings=300)
 
 
 @pytest.fixture

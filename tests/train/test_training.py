@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pulse_edge import cli
+from pulse_edge.bundle import sha256_file
 from pulse_edge.errors import UserError
 from pulse_edge.model.checkpoint import load_model, read_card
 from pulse_edge.runtimes.load import load
@@ -17,17 +18,11 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_model(folder).state_dict()
 
 
-@pytest.fixture(scope="module")
-def trained(labels_csv: Path, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trained") / "tiny"
-    run(tiny_recipe, labels_csv, folder, workers=0)
-    return folder
-
-
 def test_training_writes_a_model_that_answers(trained: Path) -> None:
     card = read_card(trained)
     assert [row["set"].split()[0] for row in card["metrics"]] == ["validation", "test"]
     assert card["data"]["records"] == 6
+    assert card["data"]["split_sha256"] == sha256_file(trained.with_name("tiny.training") / "split.json")
     session = load(trained)
     from pulse_edge.commands import SAMPLES
 

@@ -71,7 +71,7 @@ class EcgInstruct(Sequence[InstructExample]):
         left_out: how many entries were left out, by reason.
 
     Args:
-        path: the JSON file.
+        path: the JSON file, or the folder that holds it and no other.
         images: the folder that the entries' image paths start from; by default ``images`` beside the
             file if it is there, or the file's own folder.
         tick: called once an entry, for a progress bar.
@@ -83,8 +83,10 @@ class EcgInstruct(Sequence[InstructExample]):
     def __init__(
         self, path: Path, images: Path | None = None, tick: Callable[[], None] = lambda: None
     ) -> None:
+        if path.is_dir() and len(files := list(path.glob("*.json"))) == 1:
+            path = files[0]
         if not os.path.isfile(path):
-            raise UserError(f"There is no {path}. Name the JSON file of ECGInstruct.")
+            raise UserError(f"There is no file {path}. Name the JSON file of ECGInstruct.")
         beside = path.parent / "images"
         self.path = path
         self.images = images or (beside if beside.is_dir() else path.parent)
