@@ -271,7 +271,7 @@ def train(
         )
     if data is None:
         raise UserError(
-            "Name what is learned: --data and a table or folder of records, or ECGInstruct for PULSE's recipes."
+            "Name what is learned: --data and a table or folder of records, or ECGInstruct for PULSE."
         )
     start = time.perf_counter()
     result = train_run(recipe, Path(data), Path(output or Path(recipe).stem), pages, workers, init)
