@@ -88,7 +88,7 @@ class Seed:
 
 
 def find_seeds(found: Spectra) -> list[Seed]:
-    """Find the grid where it is clearest: a few candidates of different places or spacings, the best first."""
+    """Find the grid where it is clearest: candidates of different places or spacings, the best first."""
     rows, columns = found.shape
     power = found.power.reshape(rows, columns, *found.power.shape[1:])
     groups = [(r, c) for r in _middles(rows) for c in _middles(columns)]

@@ -163,7 +163,7 @@ def find_lattice(signal: NDArray[np.float32], clock: _Clock | None = None) -> tu
             continue
         lattice = _trim(refine(signal, first_mesh(phase, found.centre, trust, signal.shape)), signal.shape)
         clock.lap("lattice")
-        seen = np.count_nonzero(lattice.strength > SEEN)
+        seen = int(np.count_nonzero(lattice.strength > SEEN))
         if seen >= most:
             best, most = lattice, seen
         if seen >= max(_LEAST_NODES, _PLAIN * lattice.strength.size):
