@@ -1,0 +1,202 @@
+"""Pull a nearly right mesh onto the printed lines.
+
+The picture is unrolled through the mesh. Around each node the line pattern of one 5 mm period is measured
+as Fourier coefficients (the 1 mm lines are its fifth harmonic) and compared, at every shift within 2.5 mm,
+with what a grid looks like; neighbouring nodes vote together. What the shifts have in common is taken over:
+a smooth field, from which nodes that disagree with their neighbours are left out, so that a fold bends the
+mesh but no node slips to the next line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+
+from pulse_edge.runtimes.capture.mesh import STEP_MM, sample, unroll
+
+Floats = NDArray[np.float64]
+
+PX_PER_MM: Final = 6.0  # of the unrolled picture
+_HARMONICS: Final = 12
+# What a grid is before it has been seen: 5 mm lines a little darker than the 1 mm lines.
+_GRID: Final = np.array([0.4, 0.4, 0.4, 0.4, 1.0, 0.2, 0.2, 0.2, 0.2, 0.5, 0.1, 0.1])
+_SHIFTS: Final = np.arange(-50, 50) * 0.05  # millimetres
+_WAVE: Final = np.exp(2j * np.pi / STEP_MM * np.arange(1, _HARMONICS + 1)[:, None] * _SHIFTS)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One round of refinement. Lengths in millimetres.
+
+    Attributes:
+        window: length of the Hann window around each node.
+        vote: standard deviation, in nodes, of the neighbourhood that votes together.
+        reach: largest shift that is believed.
+        stiffness: of the smooth field; larger bends less.
+    """
+
+    window: float
+    vote: float
+    reach: float
+    stiffness: float
+
+
+PASSES: Final = (
+    Pass(25.0, 2.5, 2.3, 300.0),
+    Pass(20.0, 1.5, 1.5, 30.0),
+    Pass(12.0, 1.0, 0.8, 3.0),
+    Pass(10.0, 0.6, 0.5, 0.5),
+)
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """A refined mesh and the evidence for it.
+
+    Attributes:
+        mesh: float64 [rows, columns, 2].
+        strength: float64 [rows, columns], correlation of the lines around each node with a grid, 0 to 1.
+        residual_mm: root mean square of what single nodes are off the mesh.
+        major: how much more the 5 mm lines stand out than by the 1 mm lines alone; 0 where there are none.
+    """
+
+    mesh: Floats
+    strength: Floats
+    residual_mm: float
+    major: float
+
+
+def refine(signal: NDArray[np.float32], mesh: Floats) -> Lattice:
+    """Refine a mesh against a picture's line signal, float32 [H, W]."""
+    template = np.tile(_GRID, (2, 1))
+    shift = np.array(
+        [_global_shift(c, t) for c, t in zip(_measure(signal, mesh, 25.0), template, strict=True)]
+    )
+    mesh = _moved(mesh, np.broadcast_to(shift, mesh.shape))
+    strength, residual = np.zeros((2, *mesh.shape[:2])), np.zeros((2, *mesh.shape[:2]))
+    for turn in PASSES:
+        field = np.zeros_like(mesh)
+        for family, coefficients in enumerate(_measure(signal, mesh, turn.window)):
+            score = _score(coefficients, template[family])
+            voted = _vote(score, turn.vote)
+            found, sure = _best(voted, turn.reach)
+            smooth, off = smooth_field(found, sure, turn.stiffness)
+            field[..., family], strength[family], residual[family] = smooth, sure, off
+            template[family] = _learn(coefficients, smooth, sure)
+        mesh = _moved(mesh, field)
+    both = np.sqrt(np.clip(strength[0], 0, None) * np.clip(strength[1], 0, None))
+    weight = both**2 + 1e-9
+    spread = float(np.sqrt((weight * (residual**2).sum(0)).sum() / weight.sum()))
+    others = np.delete(template, [4, 9], axis=1)[:, :8].mean()
+    return Lattice(mesh, both, spread, float(others))
+
+
+def _measure(signal: NDArray[np.float32], mesh: Floats, window_mm: float) -> list[NDArray[np.complex128]]:
+    """Fourier coefficients of the lines around each node, for both families: complex [rows, columns, K]."""
+    flat = np.asarray(unroll(signal, mesh, PX_PER_MM), np.float32)
+    rows, columns = mesh.shape[:2]
+    step = round(STEP_MM * PX_PER_MM)
+    half = round(window_mm * PX_PER_MM / 2)
+    at = np.arange(-half, half) + 0.5
+    hann = np.cos(np.pi * at / (2 * half)) ** 2
+    turn = np.exp(-2j * np.pi / step * at[:, None] * np.arange(1, _HARMONICS + 1))
+    kernel = (hann[:, None] * turn).astype(np.complex64)
+    padded = np.pad(flat, half)
+    out = []
+    for picture, along, beside in ((padded, columns, rows), (padded.T, rows, columns)):
+        across = np.stack(
+            [hann.astype(np.float32) @ picture[k * step : k * step + 2 * half] for k in range(beside)]
+        )
+        windows = np.lib.stride_tricks.sliding_window_view(across, 2 * half, axis=1)[:, ::step][:, :along]
+        found = windows @ kernel.real + 1j * (windows @ kernel.imag)
+        out.append(found.astype(np.complex128))
+    return [out[0], out[1].transpose(1, 0, 2)]
+
+
+def _score(coefficients: NDArray[np.complex128], template: Floats) -> Floats:
+    """Correlation of each node's lines with the template at every shift: float64 [rows, columns, S]."""
+    size = np.sqrt((np.abs(coefficients) ** 2).sum(-1, keepdims=True)) + 1e-9
+    size = np.maximum(size, 0.3 * np.median(size))
+    weighted = coefficients * (template / np.linalg.norm(template)) / size
+    return np.asarray(weighted.real @ _WAVE.real - weighted.imag @ _WAVE.imag)
+
+
+def _global_shift(coefficients: NDArray[np.complex128], template: Floats) -> float:
+    """The shift of the whole mesh that puts its nodes on 5 mm lines."""
+    return float(_SHIFTS[_score(coefficients, template).sum((0, 1)).argmax()])
+
+
+def _vote(score: Floats, sigma: float) -> Floats:
+    """Average scores over neighbouring nodes."""
+    for axis in range(2):
+        at = np.arange(score.shape[axis])
+        weight = np.exp(-0.5 * ((at[:, None] - at) / sigma) ** 2)
+        weight /= weight.sum(1, keepdims=True)
+        score = np.moveaxis(np.tensordot(weight, score, axes=(1, axis)), 0, axis)
+    return score
+
+
+def _best(score: Floats, reach: float) -> tuple[Floats, Floats]:
+    """The shift of the highest score within reach, interpolated, and that score: [rows, columns] each."""
+    allowed = np.flatnonzero(np.abs(_SHIFTS) <= reach)
+    inner = score[..., allowed]
+    k = inner.argmax(-1)
+    edge = (k == 0) | (k == len(allowed) - 1)
+    k = np.clip(k, 1, len(allowed) - 2)
+    before, here, after = (np.take_along_axis(inner, (k + d)[..., None], -1)[..., 0] for d in (-1, 0, 1))
+    bend = before - 2 * here + after
+    vertex = np.where(bend < 0, (before - after) / (2 * np.where(bend < 0, bend, 1)), 0).clip(-0.5, 0.5)
+    shift = _SHIFTS[allowed][k] + vertex * (_SHIFTS[1] - _SHIFTS[0])
+    return shift, np.where(edge, 0, here.clip(0, 1))
+
+
+def smooth_field(values: Floats, weight: Floats, stiffness: float) -> tuple[Floats, Floats]:
+    """Fit a smooth field to values of which some are wrong.
+
+    Penalised least squares on a grid, solved by cosine transforms and reweighted by how far each value is off
+    (Garcia, Computational Statistics & Data Analysis 2010).
+
+    Args:
+        values: float64 [rows, columns].
+        weight: float64 [rows, columns], 0 or more.
+        stiffness: factor on the squared Laplacian.
+
+    Returns:
+        The field and the residual of each value, float64 [rows, columns] each.
+    """
+    rows, columns = values.shape
+    bend = (2 - 2 * np.cos(np.pi * np.arange(rows) / rows))[:, None] + (
+        2 - 2 * np.cos(np.pi * np.arange(columns) / columns)
+    )
+    filtering = 1 / (1 + stiffness * bend**2)
+    base = (weight / max(float(weight.max()), 1e-9)) ** 2
+    field = np.full_like(values, float(np.median(values[weight >= np.median(weight)])))
+    kept = base
+    for turn in range(5):
+        for _ in range(12 if turn else 25):
+            mixed = kept * (values - field) + field
+            field = scipy.fft.idctn(filtering * scipy.fft.dctn(mixed, norm="ortho"), norm="ortho")
+        off = values - field
+        typical = 1.4826 * float(np.median(np.abs(off[base > 0.1]))) if bool((base > 0.1).any()) else 0.1
+        limit = 4.685 * max(typical, 0.02)
+        kept = base * np.clip(1 - (off / limit) ** 2, 0, None) ** 2
+    return field, off
+
+
+def _moved(mesh: Floats, shift_mm: Floats) -> Floats:
+    """Take the lines to where they were seen: node (r, c) moves to what stood ``shift_mm`` further on."""
+    rows, columns = np.indices(mesh.shape[:2], dtype=np.float64)
+    return sample(mesh, columns + shift_mm[..., 0] / STEP_MM, rows + shift_mm[..., 1] / STEP_MM)
+
+
+def _learn(coefficients: NDArray[np.complex128], shift: Floats, sure: Floats) -> Floats:
+    """What this grid looks like: mean coefficients of the sure nodes, moved into place."""
+    order = np.arange(1, _HARMONICS + 1)
+    placed = coefficients * np.exp(2j * np.pi / STEP_MM * shift[..., None] * order)
+    size = np.sqrt((np.abs(placed) ** 2).sum(-1, keepdims=True)) + 1e-9
+    mean = ((placed / size).real * sure[..., None] ** 2).sum((0, 1)).clip(0, None)
+    return np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-9) + 0.02)
