@@ -11,6 +11,7 @@ and y, of the 1 mm period. A gradient of the paper's coordinate in millimetres i
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,14 +23,17 @@ Floats = NDArray[np.float64]
 
 WINDOW: Final = 256  # pixels
 _HOP: Final = 96
-_ANGLES: Final = 180  # steps of 1 degree
+_ANGLES: Final = 144  # in half a turn
 _PERIODS: Final = (2.15, 22.0)  # pixels per millimetre that are searched
-_STEPS: Final = 96  # per octave of spacing
+_STEPS: Final = 64  # per octave of spacing
 # Weight of each fifth of the 1 mm frequency in a comb, by how far it stands above the gaps beside it.
 _COMB: Final = {1: 0.5, 2: 0.5, 3: 0.5, 4: 0.5, 5: 2.0, 6: 0.3, 7: 0.3, 8: 0.3, 9: 0.3, 10: 0.7}
 _CAP: Final = 4.0  # natural logarithms: one strong tooth is no comb
-_SKEW: Final = 25  # degrees that the families may be off a right angle (perspective)
+_SKEW: Final = 20  # angles, 25 degrees, that the families may be off a right angle (perspective)
 _RATIO: Final = 1.3  # of their spacings
+_REACH: Final = 0.1  # of the frequency: how much it may change to the next window
+SURE: Final = 2.3  # natural logarithms above its surroundings from which a peak counts
+_TRIED: Final = 4  # places in which pairs are looked for
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,12 @@ class Spectra:
     Attributes:
         power: float32 [n, WINDOW, WINDOW // 2 + 1], row 0 is frequency 0.
         centre: float64 [n, 2], pixel (x, y) in the middle of each window.
+        shape: rows and columns of windows; n of them, row by row.
     """
 
     power: NDArray[np.float32]
     centre: Floats
+    shape: tuple[int, int]
 
 
 def spectra(signal: NDArray[np.float32]) -> Spectra:
@@ -57,7 +63,7 @@ def spectra(signal: NDArray[np.float32]) -> Spectra:
     power = transformed.real**2 + transformed.imag**2
     middle = (WINDOW - 1) / 2
     centre = [(c + middle, r + middle) for r in rows for c in columns]
-    return Spectra(np.asarray(power, np.float32), np.array(centre, np.float64))
+    return Spectra(np.asarray(power, np.float32), np.array(centre, np.float64), (len(rows), len(columns)))
 
 
 def _starts(side: int) -> NDArray[np.intp]:
@@ -65,50 +71,58 @@ def _starts(side: int) -> NDArray[np.intp]:
     return np.linspace(0, room, -(-room // _HOP) + 1).round().astype(np.intp)
 
 
-def find_seed(found: Spectra) -> tuple[Floats, float]:
-    """Find the grid's mean frequency.
+def find_seed(found: Spectra) -> tuple[Floats, int, float]:
+    """Find the grid where it is clearest.
 
     Returns:
-        The seed, float64 [2, 2], and its score: how far the two combs stand above their gaps, in natural
-        logarithms, weighted; higher is surer.
+        Its frequency there, float64 [2, 2]; the window in which that is; and the score: how far the two combs
+        stand above their gaps, in natural logarithms, weighted; higher is surer.
     """
-    mean = np.log(found.power.mean(0) + 1e-3).astype(np.float64)
+    rows, columns = found.shape
+    power = found.power.reshape(rows, columns, *found.power.shape[1:])
+    groups = [(r, c) for r in _middles(rows) for c in _middles(columns)]
+    mean = [power[max(0, r - 1) : r + 2, max(0, c - 1) : c + 2].mean((0, 1)) for r, c in groups]
     low, high = 1 / _PERIODS[1], 1 / _PERIODS[0]
     # From a tenth of the lowest 1 mm frequency to a little more than twice the highest.
     first, count = 4 * _STEPS, int(np.log2(high / low) * _STEPS) + 1
     radius = low * 2.0 ** (np.arange(-first, count + 2 * _STEPS) / _STEPS)
-    angle = np.radians(np.arange(_ANGLES) * 180.0 / _ANGLES)
-    polar = _look_up(mean, radius * np.cos(angle)[:, None], radius * np.sin(angle)[:, None])
+    angle = np.pi * np.arange(_ANGLES) / _ANGLES
+    x, y = radius * np.cos(angle)[:, None], radius * np.sin(angle)[:, None]
+    polar = _look_up(np.log(np.stack(mean, axis=-1) + np.float32(1e-3)), x, y)
 
-    def tooth(fifths: float) -> Floats:
+    def tooth(fifths: float) -> NDArray[np.float32]:
         at = first + round(np.log2(fifths / 5) * _STEPS)
         return polar[:, at : at + count]
 
-    score = np.zeros((_ANGLES, count))
+    score = np.zeros((_ANGLES, count, len(groups)), np.float32)
     for fifths, weight in _COMB.items():
         above = tooth(fifths) - (tooth(fifths - 0.5) + tooth(fifths + 0.5)) / 2
-        score += weight * np.nan_to_num(np.clip(above, -_CAP, _CAP))  # nan: beyond Nyquist
-    return _best_pair(score, radius[first : first + count], angle)
+        score += np.float32(weight) * np.nan_to_num(np.clip(above, -_CAP, _CAP))  # nan: beyond Nyquist
+    clear = np.argsort(-score.max((0, 1)))[:_TRIED]
+    pairs = [(_best_pair(score[..., k], radius[first : first + count], angle), groups[k]) for k in clear]
+    (frequency, best), (row, column) = max(pairs, key=lambda pair: pair[0][1])
+    return frequency, row * columns + column, best
 
 
-def _look_up(values: Floats, fx: Floats, fy: Floats) -> Floats:
-    """Bilinear value of a half spectrum at frequencies in cycles per pixel; nan beyond Nyquist."""
+def _middles(n: int) -> list[int]:
+    """Every other window, as middles of groups of three."""
+    return list(range(1, n - 1, 2)) or [n // 2]
+
+
+def _look_up(values: NDArray[np.float32], fx: Floats, fy: Floats) -> NDArray[np.float32]:
+    """Bilinear values of half spectra [., ., G] at frequencies in cycles per pixel; nan beyond Nyquist."""
     flip = np.where(fx < 0, -1.0, 1.0)
     column, row = fx * flip * WINDOW, fy * flip * WINDOW
     inside = (column < WINDOW / 2 - 1) & (np.abs(row) < WINDOW / 2 - 1)
     column, row = np.where(inside, column, 0.0), np.where(inside, row, 0.0)
     c, r = np.floor(column).astype(np.intp), np.floor(row).astype(np.intp)
-    across, down = column - c, row - r
-    out = (
-        values[r, c] * (1 - across) * (1 - down)
-        + values[r, c + 1] * across * (1 - down)
-        + values[r + 1, c] * (1 - across) * down
-        + values[r + 1, c + 1] * across * down
-    )
-    return np.asarray(np.where(inside, out, np.nan))
+    across, down = (part[..., None].astype(np.float32) for part in (column - c, row - r))
+    top = values[r, c] * (1 - across) + values[r, c + 1] * across
+    bottom = values[r + 1, c] * (1 - across) + values[r + 1, c + 1] * across
+    return np.asarray(np.where(inside[..., None], top * (1 - down) + bottom * down, np.float32(np.nan)))
 
 
-def _best_pair(score: Floats, radius: Floats, angle: Floats) -> tuple[Floats, float]:
+def _best_pair(score: NDArray[np.float32], radius: Floats, angle: Floats) -> tuple[Floats, float]:
     """Join two directions at about a right angle and of about the same spacing."""
     near = int(np.log2(_RATIO) * _STEPS)
     padded = np.pad(score, ((0, 0), (near, near)), constant_values=-np.inf)
@@ -116,11 +130,11 @@ def _best_pair(score: Floats, radius: Floats, angle: Floats) -> tuple[Floats, fl
     widest, where = windows.max(-1), windows.argmax(-1)  # the best partner in each direction
     best, pair = -np.inf, (0, 0, 0, 0)
     for skew in range(-_SKEW, _SKEW + 1):
-        partner = np.roll(widest, -(90 + skew), axis=0)
+        partner = np.roll(widest, -(_ANGLES // 2 + skew), axis=0)
         total = score + partner
         a, s = np.unravel_index(int(total.argmax()), total.shape)
         if total[a, s] > best:
-            b = (int(a) + 90 + skew) % _ANGLES
+            b = (int(a) + _ANGLES // 2 + skew) % _ANGLES
             best, pair = float(total[a, s]), (int(a), int(s), b, int(s) + int(where[b, s]) - near)
     vectors = [
         radius[step] * np.array([np.cos(angle[turn]), np.sin(angle[turn])])
@@ -137,6 +151,42 @@ def arrange(pair: Floats) -> Floats:
     return np.array([first * np.sign(first[0] or 1.0), second * np.sign(second[1] or 1.0)])
 
 
+def follow(found: Spectra, seed: Floats, start: int) -> tuple[Floats, Floats]:
+    """Follow the grid from window to window, the clearest first.
+
+    Args:
+        found: the spectra.
+        seed: float64 [2, 2], the frequency in the first window.
+        start: the first window.
+
+    Returns:
+        As :func:`peaks`. A window in which nothing is found hands on what its neighbours have.
+    """
+    rows, columns = found.shape
+    where, weight = np.zeros((rows * columns, 2, 2)), np.zeros((rows * columns, 2))
+    done = np.zeros(rows * columns, bool)
+    queue: list[tuple[float, int]] = [(0.0, start)]
+    queued = {start}
+    while queue:
+        _, window = heapq.heappop(queue)
+        r, c = divmod(window, columns)
+        beside = [
+            y * columns + x
+            for y in range(max(0, r - 1), min(rows, r + 2))
+            for x in range(max(0, c - 1), min(columns, c + 2))
+            if (y, x) != (r, c)
+        ]
+        known = [k for k in beside if done[k]]
+        expected = np.average(where[known], 0, weight[known].min(1) + 0.1) if known else seed
+        where[window], weight[window] = _both_peaks(found.power[window], expected, _REACH)
+        done[window] = True
+        for k in beside:
+            if k not in queued:
+                queued.add(k)
+                heapq.heappush(queue, (-float(weight[window].min()), k))
+    return where, weight
+
+
 def peaks(found: Spectra, around: Floats, reach: float) -> tuple[Floats, Floats]:
     """Find each window's frequency near an expected one.
 
@@ -149,11 +199,15 @@ def peaks(found: Spectra, around: Floats, reach: float) -> tuple[Floats, Floats]
         Frequencies, float64 [n, 2, 2], and the weight of each, float64 [n, 2]: how far the peak stands above
         the median of what lies around it, in natural logarithms; 0 for none.
     """
-    where, weight = np.array(around), np.zeros(around.shape[:2])
-    for k in range(len(around)):
-        for family in range(2):
-            where[k, family], weight[k, family] = _peak(found.power[k], around[k, family], reach)
-    return where, weight
+    both = [_both_peaks(power, expected, reach) for power, expected in zip(found.power, around, strict=True)]
+    return np.stack([where for where, _ in both]), np.stack([weight for _, weight in both])
+
+
+def _both_peaks(power: NDArray[np.float32], expected: Floats, reach: float) -> tuple[Floats, Floats]:
+    found = [_peak(power, expected[family], reach) for family in range(2)]
+    where = np.stack([f for f, _ in found])
+    weight = np.array([w for _, w in found])
+    return np.where(weight[:, None] > SURE, where, expected), weight
 
 
 def _peak(power: NDArray[np.float32], expected: Floats, reach: float) -> tuple[Floats, float]:

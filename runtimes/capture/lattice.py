@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+import cv2
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
@@ -45,12 +46,13 @@ class Pass:
     stiffness: float
 
 
-PASSES: Final = (
-    Pass(25.0, 2.5, 2.3, 300.0),
-    Pass(20.0, 1.5, 1.5, 30.0),
-    Pass(12.0, 1.0, 0.8, 3.0),
-    Pass(10.0, 0.6, 0.5, 0.5),
-)
+FIRST: Final = (Pass(25.0, 2.5, 2.3, 300.0), Pass(20.0, 1.5, 1.5, 30.0))
+GROWING: Final = Pass(12.0, 0.7, 1.0, 3.0)
+LAST: Final = (Pass(12.0, 0.8, 0.8, 2.0), Pass(10.0, 0.6, 0.5, 0.5))
+_ROUNDS: Final = 14  # of growing, at most
+_STRONG: Final = 0.55  # correlation from which a node is held
+_COMING: Final = 0.45  # and from which it is taken in beside nodes that are held
+_DECAY: Final = 2.0  # nodes over which a neighbour's say falls by a factor e
 
 
 @dataclass(frozen=True)
@@ -72,27 +74,115 @@ class Lattice:
 
 def refine(signal: NDArray[np.float32], mesh: Floats) -> Lattice:
     """Refine a mesh against a picture's line signal, float32 [H, W]."""
-    template = np.tile(_GRID, (2, 1))
-    shift = np.array(
-        [_global_shift(c, t) for c, t in zip(_measure(signal, mesh, 25.0), template, strict=True)]
-    )
-    mesh = _moved(mesh, np.broadcast_to(shift, mesh.shape))
-    strength, residual = np.zeros((2, *mesh.shape[:2])), np.zeros((2, *mesh.shape[:2]))
-    for turn in PASSES:
-        field = np.zeros_like(mesh)
-        for family, coefficients in enumerate(_measure(signal, mesh, turn.window)):
-            score = _score(coefficients, template[family])
-            voted = _vote(score, turn.vote)
-            found, sure = _best(voted, turn.reach)
-            smooth, off = smooth_field(found, sure, turn.stiffness)
-            field[..., family], strength[family], residual[family] = smooth, sure, off
-            template[family] = _learn(coefficients, smooth, sure)
-        mesh = _moved(mesh, field)
-    both = np.sqrt(np.clip(strength[0], 0, None) * np.clip(strength[1], 0, None))
-    weight = both**2 + 1e-9
-    spread = float(np.sqrt((weight * (residual**2).sum(0)).sum() / weight.sum()))
-    others = np.delete(template, [4, 9], axis=1)[:, :8].mean()
-    return Lattice(mesh, both, spread, float(others))
+    work = _Work(signal, mesh)
+    shift = [_global_shift(c, t) for c, t in zip(_measure(signal, mesh, 25.0), work.template, strict=True)]
+    work.mesh = _moved(mesh, np.broadcast_to(np.array(shift), mesh.shape))
+    for turn in FIRST:
+        work.run(turn)
+    work.grow()
+    for turn in LAST:
+        work.run(turn)
+    weight = work.strength**2 + 1e-9
+    spread = float(np.sqrt((weight * (work.residual**2).sum(0)).sum() / weight.sum()))
+    others = np.delete(work.template, [4, 9], axis=1)[:, :8].mean()
+    return Lattice(work.mesh, work.strength, spread, float(others))
+
+
+class _Work:
+    """A mesh under way."""
+
+    def __init__(self, signal: NDArray[np.float32], mesh: Floats) -> None:
+        self.signal, self.mesh = signal, mesh
+        self.template = np.tile(_GRID, (2, 1))
+        self.strength = np.zeros(mesh.shape[:2])
+        self.residual = np.zeros((2, *mesh.shape[:2]))
+
+    def run(self, turn: Pass) -> None:
+        """Measure and move once."""
+        field, sure = np.zeros_like(self.mesh), np.zeros((2, *self.strength.shape))
+        for family, coefficients in enumerate(_measure(self.signal, self.mesh, turn.window)):
+            voted = _vote(_score(coefficients, self.template[family]), turn.vote)
+            found, sure[family] = _best(voted, turn.reach)
+            field[..., family], self.residual[family] = smooth_field(found, sure[family], turn.stiffness)
+            self.template[family] = _learn(coefficients, field[..., family], sure[family])
+        self.mesh = _moved(self.mesh, field)
+        self.strength = np.sqrt(sure[0] * sure[1])
+
+    def grow(self) -> None:
+        """Go on from the nodes that are right to their neighbours, as long as more come in."""
+        held = self.held() & self.inside()
+        for _ in range(_ROUNDS):
+            inside = self.inside()
+            front = cv2.dilate(held.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool) & inside & ~held
+            if held.sum() < 12 or front.sum() < 0.005 * inside.sum():
+                return
+            self.mesh = np.where(held[..., None], self.mesh, continued(self.mesh, held))
+            shift, sure = self.look(GROWING)
+            calm = np.stack([cv2.medianBlur(s.astype(np.float32), 3) for s in np.moveaxis(shift, -1, 0)], -1)
+            good = (sure.min(0) > _COMING) & (np.abs(shift - calm).max(-1) < 0.3)
+            self.mesh = np.where((front & good)[..., None], _moved(self.mesh, shift), self.mesh)
+            self.strength = np.sqrt(sure[0] * sure[1])
+            self.residual = np.moveaxis(shift - calm, -1, 0)
+            more = _largest(held & (self.strength > 0.8 * _STRONG) | front & good)
+            if more.sum() < held.sum() + 2:
+                return
+            held = more
+
+    def look(self, turn: Pass) -> tuple[Floats, Floats]:
+        """Measure without moving: shifts [rows, columns, 2] and how sure each family is [2, rows, columns]."""
+        found = []
+        for family, coefficients in enumerate(_measure(self.signal, self.mesh, turn.window)):
+            found.append(_best(_vote(_score(coefficients, self.template[family]), turn.vote), turn.reach))
+        return np.stack([shift for shift, _ in found], axis=-1), np.stack([sure for _, sure in found])
+
+    def inside(self) -> NDArray[np.bool_]:
+        """Nodes that the picture shows."""
+        height, width = self.signal.shape
+        x, y = self.mesh[..., 0], self.mesh[..., 1]
+        return np.asarray((x > 0) & (x < width - 1) & (y > 0) & (y < height - 1))
+
+    def held(self) -> NDArray[np.bool_]:
+        """Nodes that see the grid where they expect it."""
+        return _largest((self.strength > _STRONG) & (np.abs(self.residual).max(0) < 0.4))
+
+
+def _largest(good: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The largest connected part."""
+    count, label, stats, _ = cv2.connectedComponentsWithStats(good.astype(np.uint8), connectivity=4)
+    if count < 2:
+        return good
+    return np.asarray(label == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax()))
+
+
+def continued(mesh: Floats, held: NDArray[np.bool_]) -> Floats:
+    """Continue a mesh beyond the nodes that are held: at each node the plane through its nearest held ones.
+
+    Args:
+        mesh: float64 [rows, columns, 2].
+        held: bool [rows, columns], at least three that are not in line.
+
+    Returns:
+        float64 [rows, columns, 2].
+    """
+    rows, columns = held.shape
+    near = [np.exp(-np.abs(np.subtract.outer(np.arange(n), np.arange(n))) / _DECAY) for n in (rows, columns)]
+    r, c = np.indices(held.shape, dtype=np.float64)
+    basis = np.stack([np.ones_like(r), r, c])
+    moments = np.stack([held * a * b for a in basis for b in basis] + [
+        held * a * mesh[..., k] for a in basis for k in range(2)
+    ])
+    total = near[0] @ moments @ near[1].T
+    normal = np.moveaxis(total[:9].reshape(3, 3, rows, columns), (0, 1), (2, 3))
+    right = np.moveaxis(total[9:].reshape(3, 2, rows, columns), (0, 1), (2, 3))
+    # In coordinates around each node the numbers are tame and its value is the first unknown.
+    shift = np.zeros((rows, columns, 3, 3))
+    shift[..., range(3), range(3)] = 1
+    shift[..., 1, 0], shift[..., 2, 0] = -r, -c
+    normal = shift @ normal @ np.swapaxes(shift, -1, -2)
+    right = shift @ right
+    scale = normal[..., 0, 0][..., None, None]
+    solved = np.linalg.solve(normal / scale + np.diag([0, 1e-6, 1e-6]), right / scale)
+    return np.asarray(solved[..., 0, :])
 
 
 def _measure(signal: NDArray[np.float32], mesh: Floats, window_mm: float) -> list[NDArray[np.complex128]]:

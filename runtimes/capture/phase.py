@@ -8,15 +8,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pulse_edge.runtimes.capture.frequency import Spectra, peaks
+from pulse_edge.runtimes.capture.frequency import SURE, Spectra, follow, peaks
 
 Floats = NDArray[np.float64]
 
 # Degree of the map and how far from its prediction a peak is looked for: each step knows more.
-_STEPS: Final = ((2, 0.16), (3, 0.10), (4, 0.07), (4, 0.06))
+_STEPS: Final = ((3, 0.08), (4, 0.06), (5, 0.06))
 _ROUNDS: Final = 6  # of reweighting
 _STIFF: Final = 3e-3  # ridge on terms above the first degree
-SURE: Final = 2.3  # natural logarithms above its surroundings from which a peak counts
 
 
 @dataclass(frozen=True)
@@ -46,17 +45,18 @@ class PhaseMap:
         return np.stack(parts, axis=-1)
 
 
-def fit_phase(found: Spectra, seed: Floats) -> tuple[PhaseMap, Floats]:
+def fit_phase(found: Spectra, seed: Floats, start: int) -> tuple[PhaseMap, Floats]:
     """Follow the grid's frequency through a picture and integrate it.
 
     Args:
         found: spectra of the picture's windows.
-        seed: float64 [2, 2], the mean frequency.
+        seed: float64 [2, 2], the frequency in one window.
+        start: that window.
 
     Returns:
         The map, and how sure each window is of each family: float64 [n, 2], 0 for windows that do not fit it.
     """
-    around = np.broadcast_to(seed, (len(found.centre), 2, 2)).copy()
+    around, _ = follow(found, seed, start)
     middle = found.centre.mean(0)
     scale = max(1.0, float(np.abs(found.centre - middle).max()))
     trust = np.ones((len(found.centre), 2))

@@ -148,11 +148,11 @@ def find_lattice(signal: NDArray[np.float32], clock: _Clock | None = None) -> tu
     """
     clock = clock or _Clock()
     found = spectra(signal)
-    frequency, seed = find_seed(found)
+    frequency, start, seed = find_seed(found)
     clock.lap("seed")
     if seed < _LEAST_SEED:
         return None, seed
-    phase, trust = fit_phase(found, frequency)
+    phase, trust = fit_phase(found, frequency, start)
     clock.lap("frequency field")
     if np.count_nonzero((trust > 0).all(1)) == 0:
         return None, seed
