@@ -117,6 +117,7 @@ def _flat(m: Measures) -> Row:
         "trace_mm": m.trace_mm,
         "paper": m.paper,
         "swing_mm": m.swing_mm,
+        "alone": m.alone,
         "rows": len(m.layout.rows_mm),
         "columns": m.layout.columns,
         "cut_mm": max((max(cut.lost_mm, 1.0) for cut in m.cuts), default=0.0),
@@ -135,7 +136,7 @@ def real_rows(folder: Path) -> Iterator[Row]:
     """Examine the annotated photos, scans and digital pages."""
     for entry, path, lattice in read_photos(folder):
         image = np.asarray(open_image(path, upright=True))
-        row, mesh = examine(image, "real", entry["file"], flags=entry["quality"], kind=entry["kind"])
+        row, mesh = examine(image, "real", entry["file"], flags=entry["quality"], medium=entry["kind"])
         yield _scored(row, against_lattice(mesh, lattice))
 
 
@@ -201,7 +202,7 @@ def roc(check: Check, rows: list[Row]) -> dict[str, Any] | None:
     values, bad = np.array([v for v, _ in used], np.float64), np.array([b for _, b in used], np.bool_)
     if not len(used) or bad.all() or not bad.any():
         return None
-    false_alarm, caught, _ = roc_curve(bad, values)
+    wrong, right, _ = roc_curve(bad, values)
     said = values > check.limit * check.sign
     return {
         "measure": check.key,
@@ -211,7 +212,7 @@ def roc(check: Check, rows: list[Row]) -> dict[str, Any] | None:
         "auc": round(float(roc_auc_score(bad, values)), 4),
         "caught": round(float(said[bad].mean()), 4),
         "false_alarms": round(float(said[~bad].mean()), 4),
-        "curve": [[round(float(x), 4), round(float(y), 4)] for x, y in zip(false_alarm, caught, strict=True)],
+        "curve": [[round(float(x), 4), round(float(y), 4)] for x, y in zip(wrong, right, strict=True)],
     }
 
 
@@ -312,8 +313,14 @@ def report(rows: list[Row], about: dict[str, Any], output: Path) -> None:
     accepted = [row["name"] for row in rows if row["set"] == "no ECG" and row["grade"] != REFUSE]
     print(f"no ECG, yet accepted: {', '.join(accepted) or 'none'}")
     output.parent.mkdir(parents=True, exist_ok=True)
-    content = {"benchmark": "capture_gate", **about, "checks": checks, "grades": table,
-               "glare_named": {"n": len(named), "right": sum(named)}, "no_ecg_accepted": accepted}  # fmt: skip
+    content = {
+        "benchmark": "capture_gate",
+        **about,
+        "checks": checks,
+        "grades": table,
+        "glare_named": {"n": len(named), "right": sum(named)},
+        "no_ecg_accepted": accepted,
+    }
     output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     draw(checks, output.with_suffix(".png"))
 

@@ -37,13 +37,17 @@ class Row:
         y_mm: height of most of it.
         x_mm: where it begins and ends.
         covered: share of that span in which there is a trace, within a few millimetres of ``y_mm``.
-        swing_mm: how far its centre line strays from ``y_mm`` in the outermost hundredth of columns.
+        swing_mm: how far it strays from ``y_mm`` in the outermost hundredth of columns.
+        alone: share of columns that hold one stroke of ink near ``y_mm`` and no other: writing has several.
+        step: by how much the brightness of paper above and below differs; large at the edge of a sheet.
     """
 
     y_mm: float
     x_mm: tuple[float, float]
     covered: float
     swing_mm: float
+    alone: float
+    step: float
 
 
 @dataclass(frozen=True)
@@ -72,9 +76,10 @@ def find_ink(sheet: Sheet) -> Ink:
     lines = _darkness(grey, paper, sheet.seen)
     brightest = np.asarray(sheet.image.max(axis=2), np.uint8)
     dark = _without_grid(_darkness(brightest, paper_level(brightest), sheet.seen), sheet.seen)
-    trace = _connected(dark, sheet.seen)
+    ink = _inked(dark, sheet.seen)
+    trace = _connected(ink)
     lines[cv2.dilate(trace.astype(np.uint8), np.ones((3, 3))) > 0] = 0
-    return Ink(paper, lines.clip(-0.5, 0.5), dark, trace, find_rows(sheet, trace))
+    return Ink(paper, lines.clip(-0.5, 0.5), dark, trace, find_rows(sheet, _Print(paper, ink, trace)))
 
 
 def paper_level(grey: NDArray[np.uint8]) -> Singles:
@@ -104,18 +109,31 @@ def _without_grid(dark: Singles, seen: Mask) -> Singles:
     return np.clip(dark - tiled.astype(np.float32), 0, 1)
 
 
-def _connected(dark: Singles, seen: Mask) -> Mask:
+def _inked(dark: Singles, seen: Mask) -> NDArray[np.uint8]:
     rest = float(np.percentile(dark[seen], 90)) if seen.any() else 0.0
     ink = (dark > float(np.clip(_ABOVE_REST * rest, *_DARK))).astype(np.uint8)
-    ink = cv2.morphologyEx(ink, cv2.MORPH_CLOSE, np.ones((3, 3)))
+    return np.asarray(cv2.morphologyEx(ink, cv2.MORPH_CLOSE, np.ones((3, 3))), np.uint8)
+
+
+def _connected(ink: NDArray[np.uint8]) -> Mask:
     _, label, stats, _ = cv2.connectedComponentsWithStats(ink, connectivity=8)
     wide = stats[:, cv2.CC_STAT_WIDTH] >= _LONG_MM * SCALE
     wide[0] = False  # what is no ink
     return np.asarray(wide[label])
 
 
-def find_rows(sheet: Sheet, trace: Mask) -> tuple[Row, ...]:
+@dataclass(frozen=True)
+class _Print:
+    """What rows are looked for in."""
+
+    paper: Singles
+    ink: NDArray[np.uint8]
+    trace: Mask
+
+
+def find_rows(sheet: Sheet, prints: _Print) -> tuple[Row, ...]:
     """Find the heights at which traces run across the page."""
+    trace = prints.trace
     columns = np.flatnonzero(trace.any(axis=0))
     if not len(columns):
         return ()
@@ -129,7 +147,7 @@ def find_rows(sheet: Sheet, trace: Mask) -> tuple[Row, ...]:
     rows = []
     while share.max() > _ROW_SHARE:
         y = int(share.argmax())
-        row = _row(sheet, trace, y, reach)
+        row = _row(sheet, prints, y, reach)
         if row is not None:
             rows.append(row)
         pitch = round(_ROW_PITCH_MM * SCALE)
@@ -137,9 +155,10 @@ def find_rows(sheet: Sheet, trace: Mask) -> tuple[Row, ...]:
     return tuple(sorted(rows, key=lambda row: row.y_mm))
 
 
-def _row(sheet: Sheet, trace: Mask, y: int, reach: int) -> Row | None:
+def _row(sheet: Sheet, prints: _Print, y: int, reach: int) -> Row | None:
     """Follow one row; None if nothing of it is longer than a few millimetres."""
     low, high = max(0, y - 2 * reach), y + 2 * reach + 1
+    trace = prints.trace
     band = trace[low:high]
     columns = _without_specks(band.any(axis=0), round(_SPECK_MM * SCALE))
     if not len(columns):
@@ -150,8 +169,17 @@ def _row(sheet: Sheet, trace: Mask, y: int, reach: int) -> Row | None:
     begin = max(0, y - 5 * reach)
     top = np.argmax(trace[begin : y + 5 * reach, columns], axis=0) + begin
     swing = float(np.percentile(np.abs(top - middle), 99)) / SCALE
-    x = (sheet.origin_mm[0] + first / SCALE, sheet.origin_mm[0] + last / SCALE)
-    return Row(sheet.origin_mm[1] + middle / SCALE, x, len(columns) / (last - first + 1), swing)
+    strokes = (np.diff(prints.ink[low:high, columns].astype(np.int8), axis=0, prepend=0) > 0).sum(axis=0)
+    above = np.median(prints.paper[max(0, y - 2 * reach), columns])
+    below = np.median(prints.paper[min(len(trace) - 1, y + 2 * reach), columns])
+    return Row(
+        y_mm=sheet.origin_mm[1] + middle / SCALE,
+        x_mm=(sheet.origin_mm[0] + first / SCALE, sheet.origin_mm[0] + last / SCALE),
+        covered=len(columns) / (last - first + 1),
+        swing_mm=swing,
+        alone=float((strokes == 1).mean()),
+        step=float(abs(above - below) / max(above, below, 1.0)),
+    )
 
 
 def _without_specks(has: Mask, least: int) -> NDArray[np.intp]:

@@ -24,7 +24,11 @@ REFUSED_SEEN: Final = 0.5
 MOST_RESIDUAL_MM: Final = 0.12
 # Missing from 10 s of a row.
 REFUSED_LOST_MM: Final = 125.0
-# An ECG: connected traces across the page, and plain paper around them where there is no grid.
+# An ECG: connected traces across the page that go up and down, with no other ink beside them; where there is
+# no grid, more of that, and bare paper.
 LEAST_TRACE_MM: Final = 60.0
-LEAST_PAPER: Final = 0.85
-LEAST_SWING_MM: Final = 1.5
+LEAST_SWING_MM: Final = 1.0
+LEAST_ALONE_ON_GRID: Final = 0.5
+LEAST_ALONE: Final = 0.93
+LEAST_PAPER: Final = 0.93
+LEAST_ROWS_WITHOUT_GRID: Final = 2

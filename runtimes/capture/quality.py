@@ -35,6 +35,7 @@ class Measures:
         trace_mm: length of all rows of traces.
         paper: share of the sheet that is about as bright as the paper around it.
         swing_mm: the largest of the rows.
+        alone: the median of the rows: no other ink beside the trace.
         layout: where leads stand.
         grid_found: whether the page was found by its grid.
     """
@@ -48,6 +49,7 @@ class Measures:
     trace_mm: float
     paper: float
     swing_mm: float
+    alone: float
     layout: Layout
     grid_found: bool
 
@@ -123,18 +125,22 @@ def measure(image: NDArray[np.uint8], found: Rectified) -> Measures:
         trace_mm=sum((row.x_mm[1] - row.x_mm[0]) * row.covered for row in ink.rows),
         paper=_plain(sheet, ink),
         swing_mm=max((row.swing_mm for row in ink.rows), default=0.0),
+        alone=float(np.median([row.alone for row in ink.rows])) if ink.rows else 0.0,
         layout=layout,
         grid_found=found.grid_found,
     )
 
 
 _STRAIGHT_MM: Final = 1.6
+_STEP: Final = 0.1
 _BESIDE_MM: Final = 7.5
 
 
 def _is_an_edge(row: Row, found: Rectified) -> bool:
-    """Whether a row of traces is the edge of the sheet: straight, with a grid on one side only."""
-    if row.swing_mm > _STRAIGHT_MM or not found.grid_found:
+    """Whether a row of traces is the edge of the sheet, with the table beyond."""
+    if not found.grid_found:
+        return row.step > _STEP
+    if row.swing_mm > _STRAIGHT_MM:
         return False
     columns = slice(*(int(np.clip(x / STEP_MM, 0, found.mesh.shape[1])) for x in row.x_mm))
     for y in (row.y_mm - _BESIDE_MM, row.y_mm + _BESIDE_MM):
@@ -155,12 +161,14 @@ def _plain(sheet: Sheet, ink: Ink) -> float:
 
 def _is_no_ecg(m: Measures) -> str:
     """Say why a picture is no ECG; empty if it may be one."""
+    traces = m.trace_mm >= limits.LEAST_TRACE_MM and m.swing_mm >= limits.LEAST_SWING_MM
     if m.grid_found:
-        if m.trace_mm >= limits.LEAST_TRACE_MM:
+        if traces and m.alone >= limits.LEAST_ALONE_ON_GRID:
             return ""
         return "No ECG trace is visible on this paper: photograph the page with the traces."
-    shaped = m.swing_mm >= limits.LEAST_SWING_MM and m.paper >= limits.LEAST_PAPER
-    if m.trace_mm >= limits.LEAST_TRACE_MM and shaped:
+    rows = len(m.layout.rows_mm)
+    bare = m.paper >= limits.LEAST_PAPER and m.alone >= limits.LEAST_ALONE
+    if traces and rows >= limits.LEAST_ROWS_WITHOUT_GRID and bare:
         return ""
     return "This does not look like an ECG: no grid and no traces were found."
 
