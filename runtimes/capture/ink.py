@@ -71,7 +71,7 @@ class Ink:
 
 def find_ink(sheet: Sheet) -> Ink:
     """Separate paper, grid and traces of a sheet."""
-    grey = cv2.cvtColor(sheet.image, cv2.COLOR_RGB2GRAY)
+    grey = np.asarray(cv2.cvtColor(sheet.image, cv2.COLOR_RGB2GRAY), np.uint8)
     paper = paper_level(grey)
     lines = _darkness(grey, paper, sheet.seen)
     brightest = np.asarray(sheet.image.max(axis=2), np.uint8)
@@ -160,7 +160,7 @@ def _row(sheet: Sheet, prints: _Print, y: int, reach: int) -> Row | None:
     low, high = max(0, y - 2 * reach), y + 2 * reach + 1
     trace = prints.trace
     band = trace[low:high]
-    columns = _without_specks(band.any(axis=0), round(_SPECK_MM * SCALE))
+    columns = _without_specks(np.asarray(band.any(axis=0)), round(_SPECK_MM * SCALE))
     if not len(columns):
         return None
     first, last = int(columns[0]), int(columns[-1])

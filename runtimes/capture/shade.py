@@ -92,7 +92,7 @@ def _at_nodes(sheet: Sheet, values: NDArray[np.float32], mesh: Floats) -> Floats
     column = np.round((mesh[..., 2] - sheet.origin_mm[0]) * SCALE).astype(np.intp)
     row = np.round((mesh[..., 3] - sheet.origin_mm[1]) * SCALE).astype(np.intp)
     height, width = values.shape
-    return values[row.clip(0, height - 1), column.clip(0, width - 1)].astype(np.float64)
+    return np.asarray(values[row.clip(0, height - 1), column.clip(0, width - 1)], np.float64)
 
 
 def _among_traces(mesh: Floats, layout: Layout) -> NDArray[np.bool_]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import cv2
 import numpy as np
@@ -72,15 +72,21 @@ def flatten(image: NDArray[np.uint8], mesh: Floats) -> Sheet:
     row = (start[1] + np.arange(height) / SCALE - first[1]) / _step(down)
     at = np.stack(np.meshgrid(column, row), axis=-1).astype(np.float32)
     nodes = np.ascontiguousarray(mesh[..., :2], np.float32)
-    to_photo = cv2.remap(nodes, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    to_photo = _look_up(nodes, at)
     limit = np.array(image.shape[1::-1], np.float32) - 0.5
     seen = np.all((to_photo > -0.5) & (to_photo < limit), axis=-1)
     small = ((to_photo + 0.5) / np.float32(factor) - 0.5).astype(np.float32)
-    flat = cv2.remap(reduced, small, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    flat = _look_up(reduced, small)
     size = (image.shape[1], image.shape[0])
     return Sheet(
         np.asarray(flat, np.uint8), np.asarray(seen), (float(start[0]), float(start[1])), to_photo, size
     )
+
+
+def _look_up(values: NDArray[Any], at: Singles) -> NDArray[Any]:
+    """Interpolate values [H, W, k] at places float32 [h, w, 2]: [h, w, k]; beyond the rim the nearest."""
+    x, y = np.ascontiguousarray(at[..., 0]), np.ascontiguousarray(at[..., 1])
+    return np.asarray(cv2.remap(values, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
 
 
 def _step(axis: Floats) -> float:
