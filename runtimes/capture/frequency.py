@@ -27,10 +27,11 @@ _ANGLES: Final = 144  # in half a turn
 _PERIODS: Final = (2.15, 22.0)  # pixels per millimetre that are searched
 _STEPS: Final = 64  # per octave of spacing
 # Weight of each fifth of the 1 mm frequency in a comb, by how far it stands above the gaps beside it.
-_COMB: Final = {1: 0.5, 2: 0.5, 3: 0.5, 4: 0.5, 5: 2.0, 6: 0.3, 7: 0.3, 8: 0.3, 9: 0.3, 10: 0.7}
-_CAP: Final = 4.0  # natural logarithms: one strong tooth is no comb
-_SKEW: Final = 20  # angles, 25 degrees, that the families may be off a right angle (perspective)
-_RATIO: Final = 1.3  # of their spacings
+_COMB: Final = {1: 0.5, 2: 0.5, 3: 0.5, 4: 0.5, 5: 1.2, 6: 0.3, 7: 0.3, 8: 0.3, 9: 0.3, 10: 0.7}
+_GAMMA: Final = 0.25  # exponent on power: strong teeth count more, but no single one is a comb
+_CAP: Final = 12.0
+_SKEW: Final = 10  # angles, 12.5 degrees, that the families may be off a right angle (perspective)
+_RATIO: Final = 1.25  # of their spacings
 _REACH: Final = 0.1  # of the frequency: how much it may change to the next window
 SURE: Final = 2.3  # natural logarithms above its surroundings from which a peak counts
 _TRIED: Final = 4  # places in which pairs are looked for
@@ -88,7 +89,8 @@ def find_seed(found: Spectra) -> tuple[Floats, int, float]:
     radius = low * 2.0 ** (np.arange(-first, count + 2 * _STEPS) / _STEPS)
     angle = np.pi * np.arange(_ANGLES) / _ANGLES
     x, y = radius * np.cos(angle)[:, None], radius * np.sin(angle)[:, None]
-    polar = _look_up(np.log(np.stack(mean, axis=-1) + np.float32(1e-3)), x, y)
+    level = np.stack(mean, axis=-1) ** np.float32(_GAMMA)
+    polar = _look_up(level / np.median(level, axis=(0, 1)), x, y)
 
     def tooth(fifths: float) -> NDArray[np.float32]:
         at = first + round(np.log2(fifths / 5) * _STEPS)

@@ -47,7 +47,7 @@ class Pass:
 
 
 FIRST: Final = (Pass(25.0, 2.5, 2.3, 300.0), Pass(20.0, 1.5, 1.5, 30.0))
-GROWING: Final = Pass(12.0, 0.7, 1.0, 3.0)
+GROWING: Final = Pass(12.0, 0.7, 1.4, 3.0)
 LAST: Final = (Pass(12.0, 0.8, 0.8, 2.0), Pass(10.0, 0.6, 0.5, 0.5))
 _ROUNDS: Final = 14  # of growing, at most
 _STRONG: Final = 0.55  # correlation from which a node is held
@@ -111,7 +111,7 @@ class _Work:
     def grow(self) -> None:
         """Go on from the nodes that are right to their neighbours, as long as more come in."""
         held = self.held() & self.inside()
-        for _ in range(_ROUNDS):
+        for turn in range(_ROUNDS):
             inside = self.inside()
             front = cv2.dilate(held.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool) & inside & ~held
             if held.sum() < 12 or front.sum() < 0.005 * inside.sum():
@@ -119,12 +119,13 @@ class _Work:
             self.mesh = np.where(held[..., None], self.mesh, continued(self.mesh, held))
             shift, sure = self.look(GROWING)
             calm = np.stack([cv2.medianBlur(s.astype(np.float32), 3) for s in np.moveaxis(shift, -1, 0)], -1)
-            good = (sure.min(0) > _COMING) & (np.abs(shift - calm).max(-1) < 0.3)
-            self.mesh = np.where((front & good)[..., None], _moved(self.mesh, shift), self.mesh)
+            good = (sure.min(0) > _COMING) & (np.abs(shift - calm).max(-1) < 0.3) & (held | front)
+            self.mesh = np.where(good[..., None], _moved(self.mesh, shift), self.mesh)
             self.strength = np.sqrt(sure[0] * sure[1])
             self.residual = np.moveaxis(shift - calm, -1, 0)
-            more = _largest(held & (self.strength > 0.8 * _STRONG) | front & good)
-            if more.sum() < held.sum() + 2:
+            more = _largest(good)
+            # The first round above all puts the nodes that are held into place.
+            if turn and more.sum() < held.sum() + 2:
                 return
             held = more
 
@@ -168,9 +169,10 @@ def continued(mesh: Floats, held: NDArray[np.bool_]) -> Floats:
     near = [np.exp(-np.abs(np.subtract.outer(np.arange(n), np.arange(n))) / _DECAY) for n in (rows, columns)]
     r, c = np.indices(held.shape, dtype=np.float64)
     basis = np.stack([np.ones_like(r), r, c])
-    moments = np.stack([held * a * b for a in basis for b in basis] + [
-        held * a * mesh[..., k] for a in basis for k in range(2)
-    ])
+    moments = np.stack(
+        [held * a * b for a in basis for b in basis]
+        + [held * a * mesh[..., k] for a in basis for k in range(2)]
+    )
     total = near[0] @ moments @ near[1].T
     normal = np.moveaxis(total[:9].reshape(3, 3, rows, columns), (0, 1), (2, 3))
     right = np.moveaxis(total[9:].reshape(3, 2, rows, columns), (0, 1), (2, 3))
