@@ -102,13 +102,7 @@ def open_camera(source: str) -> cv2.VideoCapture:
     if source.startswith("csi:") or "!" in source:
         return _open_pipeline(source)
     if source.isdigit():
-        stream = cv2.VideoCapture(int(source), cv2.CAP_V4L2 if sys.platform == "linux" else cv2.CAP_ANY)
-        if not stream.isOpened():
-            there = ", ".join(str(path) for path in sorted(Path("/dev").glob("video*"))) or "none"
-            raise UserError(
-                f"Camera {source} cannot be opened (devices here: {there}). "
-                "Plug it in, or name another with --camera."
-            )
+        stream = _open_device(source)
         # Most cameras give full size at a useful rate only as JPEG.
         stream.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG"))
         stream.set(cv2.CAP_PROP_FRAME_WIDTH, _SIZE[0])
@@ -121,6 +115,19 @@ def open_camera(source: str) -> cv2.VideoCapture:
     if not stream.isOpened():
         raise UserError(f"{source} cannot be opened as a camera or recording. Check it, or give a number.")
     return stream
+
+
+def _open_device(number: str) -> cv2.VideoCapture:
+    linux = sys.platform == "linux"
+    if not linux or Path(f"/dev/video{number}").exists():  # OpenCV complains on its own about one that is not
+        stream = cv2.VideoCapture(int(number), cv2.CAP_V4L2 if linux else cv2.CAP_ANY)
+        if stream.isOpened():
+            return stream
+    there = ", ".join(path.name for path in sorted(Path("/dev").glob("video*"))) or "none"
+    raise UserError(
+        f"Camera {number} cannot be opened (devices here: {there}). "
+        "Plug it in, or name another with --camera."
+    )
 
 
 def _open_pipeline(source: str) -> cv2.VideoCapture:
@@ -144,7 +151,7 @@ def _open_pipeline(source: str) -> cv2.VideoCapture:
 
 def has_gstreamer() -> bool:
     """Whether this OpenCV reads GStreamer pipelines."""
-    return cv2.CAP_GSTREAMER in cv2.videoio_registry.getStreamBackends()
+    return bool(cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER))
 
 
 def frames(stream: cv2.VideoCapture, timeout_s: float | None = None) -> Iterator[tuple[Picture, float]]:

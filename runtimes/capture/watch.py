@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from pulse_edge import interrupt
 from pulse_edge.bundle import write_atomic
 from pulse_edge.errors import ImageError, PulseEdgeError, UserError
 from pulse_edge.runtimes.capture.quality import REFUSE
@@ -53,6 +54,7 @@ def watch(
         raise UserError(f"There is no folder {folder}. Make it, or name another with --watch.")
     while not stop():
         idle = True
+        interrupt.check()
         for path in pending(folder, settled_s):
             if stop():
                 return
