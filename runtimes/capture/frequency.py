@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 WINDOW: Final = 256  # pixels
-_HOP: Final = 96
+_HOP: Final = 128
 _ANGLES: Final = 144  # in half a turn
 _PERIODS: Final = (2.15, 22.0)  # pixels per millimetre that are searched
 _STEPS: Final = 64  # per octave of spacing

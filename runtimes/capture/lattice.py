@@ -21,11 +21,11 @@ from pulse_edge.runtimes.capture.mesh import STEP_MM, sample, unroll
 
 Floats = NDArray[np.float64]
 
-PX_PER_MM: Final = 6.0  # of the unrolled picture
+PX_PER_MM: Final = 4.8  # of the unrolled picture
 _HARMONICS: Final = 12
 # What a grid is before it has been seen: 5 mm lines a little darker than the 1 mm lines.
 _GRID: Final = np.array([0.4, 0.4, 0.4, 0.4, 1.0, 0.2, 0.2, 0.2, 0.2, 0.5, 0.1, 0.1])
-_SHIFTS: Final = np.arange(-50, 50) * 0.05  # millimetres
+_SHIFTS: Final = np.arange(-25, 25) * 0.1  # millimetres
 _WAVE: Final = np.exp(2j * np.pi / STEP_MM * np.arange(1, _HARMONICS + 1)[:, None] * _SHIFTS)
 
 
@@ -50,6 +50,8 @@ FIRST: Final = (Pass(25.0, 2.5, 2.3, 300.0), Pass(20.0, 1.5, 1.5, 30.0))
 GROWING: Final = Pass(12.0, 0.7, 1.4, 3.0)
 LAST: Final = (Pass(12.0, 0.8, 0.8, 2.0), Pass(10.0, 0.6, 0.5, 0.5))
 _ROUNDS: Final = 14  # of growing, at most
+_WIDER: Final = 5  # nodes beyond the first mesh, at most
+_TRIES: Final = 5  # rounds in which a node may fail
 _STRONG: Final = 0.55  # correlation from which a node is held
 _COMING: Final = 0.45  # and from which it is taken in beside nodes that are held
 _DECAY: Final = 2.0  # nodes over which a neighbour's say falls by a factor e
@@ -110,10 +112,14 @@ class _Work:
 
     def grow(self) -> None:
         """Go on from the nodes that are right to their neighbours, as long as more come in."""
+        self.widen()
         held = self.held() & self.inside()
+        tries = np.zeros(held.shape, np.intp)  # table and fingers are not asked for ever
         for turn in range(_ROUNDS):
             inside = self.inside()
             front = cv2.dilate(held.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool) & inside & ~held
+            front &= tries < _TRIES
+            tries += front
             if held.sum() < 12 or front.sum() < 0.005 * inside.sum():
                 return
             self.mesh = np.where(held[..., None], self.mesh, continued(self.mesh, held))
@@ -128,6 +134,24 @@ class _Work:
             if turn and more.sum() < held.sum() + 2:
                 return
             held = more
+
+    def widen(self) -> None:
+        """Add nodes around the mesh, where the picture goes on beyond it."""
+        rows, columns = self.strength.shape
+        at = [np.arange(-_WIDER, n + _WIDER, dtype=np.float64) for n in (rows, columns)]
+        wide = sample(self.mesh, *np.meshgrid(at[1], at[0]))
+        height, width = self.signal.shape
+        inside = (np.abs(wide - np.array([width, height]) / 2) < np.array([width, height]) / 2).all(-1)
+        cut = []
+        for axis, n in enumerate((rows, columns)):
+            lines = np.flatnonzero(inside.any(1 - axis))
+            low, high = (int(lines[0]), int(lines[-1])) if len(lines) else (_WIDER, _WIDER + n - 1)
+            cut.append((min(low, _WIDER), max(high, _WIDER + n - 1) + 1))
+        (top, bottom), (left, right) = cut
+        self.mesh = wide[top:bottom, left:right]
+        sides = ((_WIDER - top, bottom - rows - _WIDER), (_WIDER - left, right - columns - _WIDER))
+        self.strength = np.pad(self.strength, sides)
+        self.residual = np.pad(self.residual, ((0, 0), *sides))
 
     def look(self, turn: Pass) -> tuple[Floats, Floats]:
         """Measure without moving: shifts [rows, columns, 2] and how sure each family is [2, rows, columns]."""
@@ -156,7 +180,9 @@ def _largest(good: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def continued(mesh: Floats, held: NDArray[np.bool_]) -> Floats:
-    """Continue a mesh beyond the nodes that are held: at each node the plane through its nearest held ones.
+    """Continue a mesh beyond the nodes that are held.
+
+    What the best homography leaves is continued as a plane through the nearest held nodes of each.
 
     Args:
         mesh: float64 [rows, columns, 2].
@@ -166,6 +192,10 @@ def continued(mesh: Floats, held: NDArray[np.bool_]) -> Floats:
         float64 [rows, columns, 2].
     """
     rows, columns = held.shape
+    index = np.stack(np.indices(held.shape)[::-1], axis=-1).astype(np.float64)
+    homography, _ = cv2.findHomography(index[held], mesh[held], 0)
+    flat = cv2.perspectiveTransform(index, homography) if homography is not None else np.zeros_like(mesh)
+    mesh = mesh - flat
     near = [np.exp(-np.abs(np.subtract.outer(np.arange(n), np.arange(n))) / _DECAY) for n in (rows, columns)]
     r, c = np.indices(held.shape, dtype=np.float64)
     basis = np.stack([np.ones_like(r), r, c])
@@ -184,7 +214,7 @@ def continued(mesh: Floats, held: NDArray[np.bool_]) -> Floats:
     right = shift @ right
     scale = normal[..., 0, 0][..., None, None]
     solved = np.linalg.solve(normal / scale + np.diag([0, 1e-6, 1e-6]), right / scale)
-    return np.asarray(solved[..., 0, :])
+    return np.asarray(flat + solved[..., 0, :])
 
 
 def _measure(signal: NDArray[np.float32], mesh: Floats, window_mm: float) -> list[NDArray[np.complex128]]:
@@ -268,8 +298,8 @@ def smooth_field(values: Floats, weight: Floats, stiffness: float) -> tuple[Floa
     base = (weight / max(float(weight.max()), 1e-9)) ** 2
     field = np.full_like(values, float(np.median(values[weight >= np.median(weight)])))
     kept = base
-    for turn in range(5):
-        for _ in range(12 if turn else 25):
+    for turn in range(4):
+        for _ in range(6 if turn else 12):
             mixed = kept * (values - field) + field
             field = scipy.fft.idctn(filtering * scipy.fft.dctn(mixed, norm="ortho"), norm="ortho")
         off = values - field

@@ -27,28 +27,10 @@ def cubic(positions: Floats, nodes: int) -> Floats:
     Returns:
         float64 [n, nodes], to be multiplied by values at the nodes.
     """
-    inside = np.clip(positions, 0, nodes - 1)
-    beyond = positions - inside
-    left = np.clip(np.floor(inside), 0, nodes - 2).astype(np.intp)
-    t = inside - left
-    pieces = np.stack(
-        [-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2], axis=1
-    )
+    weights, left = _pieces(positions, nodes)
     matrix = np.zeros((len(positions), nodes + 2))
-    matrix[np.arange(len(positions))[:, None], left[:, None] + np.arange(4)] = pieces / 2
-    ends = matrix[:, 1:-1]
-    # A node before the first and after the last continue the line through the outer two.
-    ends[:, 0] += 2 * matrix[:, 0]
-    ends[:, 1] -= matrix[:, 0]
-    ends[:, -1] += 2 * matrix[:, -1]
-    ends[:, -2] -= matrix[:, -1]
-    slope = np.where(beyond < 0, -beyond, beyond)
-    low, high = np.minimum(beyond, 0), np.maximum(beyond, 0)
-    ends[:, 0] -= low
-    ends[:, 1] += low
-    ends[:, -1] += high
-    ends[:, -2] -= high
-    return np.asarray(ends + 0 * slope[:, None])
+    matrix[np.arange(len(positions))[:, None], left[:, None] + np.arange(4)] = weights
+    return matrix @ _continued(np.eye(nodes), 0)
 
 
 def pixel_maps(mesh: Floats, px_per_mm: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -88,7 +70,38 @@ def unroll(
 
 def sample(mesh: Floats, columns: Floats, rows: Floats) -> Floats:
     """Interpolate a mesh (or other values [rows, columns, k]) at fractional nodes, any shape: [..., k]."""
-    down = cubic(rows.ravel(), mesh.shape[0])
-    across = cubic(columns.ravel(), mesh.shape[1])
-    out = np.einsum("nr,rck,nc->nk", down, mesh, across, optimize=True)
-    return np.asarray(out.reshape(*rows.shape, mesh.shape[2]))
+    down, top = _pieces(rows, mesh.shape[0])
+    across, left = _pieces(columns, mesh.shape[1])
+    padded = _continued(_continued(mesh, 0), 1)
+    out = np.zeros((*rows.shape, mesh.shape[2]))
+    for i in range(4):
+        for j in range(4):
+            out += (down[..., i] * across[..., j])[..., None] * padded[top + i, left + j]
+    return out
+
+
+def _pieces(positions: Floats, nodes: int) -> tuple[Floats, NDArray[np.intp]]:
+    """Catmull-Rom weights of four neighbours, [..., 4], and the first of them among nodes padded by one.
+
+    Beyond the ends the position stays linear in the outer two nodes.
+    """
+    left = np.clip(np.floor(positions), 0, nodes - 2).astype(np.intp)
+    t = positions - left
+    inside = np.clip(t, 0, 1)
+    beyond = t - inside
+    weights = [
+        -inside + 2 * inside**2 - inside**3,
+        2 - 5 * inside**2 + 3 * inside**3,
+        inside + 4 * inside**2 - 3 * inside**3,
+        inside**3 - inside**2,
+    ]
+    weights[1] = weights[1] - 2 * beyond
+    weights[2] = weights[2] + 2 * beyond
+    return np.stack(weights, axis=-1) / 2, left
+
+
+def _continued(values: Floats, axis: int) -> Floats:
+    """Add a node at both ends of an axis, in line with the outer two."""
+    values = np.moveaxis(values, axis, 0)
+    longer = np.concatenate([2 * values[:1] - values[1:2], values, 2 * values[-1:] - values[-2:-1]])
+    return np.moveaxis(longer, 0, axis)
