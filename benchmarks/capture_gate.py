@@ -29,6 +29,7 @@ from machine import describe_machine
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from pulse_edge.ecg.leads import LEADS
 from pulse_edge.ecg.paper import GRID_COLOURS
 from pulse_edge.ecg.photo import draw_photo_style
 from pulse_edge.image_io import open_image
@@ -158,8 +159,7 @@ def glare_is_named(reasons: list[str], shot: Shot, clean: Shot) -> bool | None:
     brighter = shot.photo.image.astype(np.int16).min(2) - clean.photo.image.astype(np.int16).min(2)
     rows, columns = np.nonzero(brighter > 60)
     said = next((reason for reason in reasons if reason.startswith("Glare over")), "")
-    named = {lead for lead in ("I", "II", "III", "aVR", "aVL", "aVF", *(f"V{k}" for k in range(1, 7)))
-             if lead in said.replace(",", " ").replace(":", " ").split()}  # fmt: skip
+    named = set(said.replace(",", " ").replace(":", " ").split()) & set(LEADS)
     if not named or len(rows) < 100:
         return None
     mm = shot.photo.to_paper(columns[::50], rows[::50])

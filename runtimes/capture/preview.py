@@ -12,7 +12,9 @@ from pulse_edge.runtimes.capture.contrast import LONG_SIDE, line_signal
 from pulse_edge.runtimes.capture.frequency import find_seed, spectra
 from pulse_edge.runtimes.capture.shutter import Glimpse
 
-_COARSE: Final = 160  # pixels along the copy in which motion is measured; the grid is too fine to mislead it
+# Pixels of the copy in which motion is measured: the grid is too fine there to mislead it, and OpenCV's
+# correlation is off by half a pixel at sizes that its Fourier transform has to pad.
+_COARSE: Final = (160, 120)
 _SURE: Final = 0.08  # response of the correlation below which two frames show different things
 _PATCH: Final = 192  # pixels of the windows in which sharpness is measured
 _PATCHES: Final = 3  # along each side
@@ -24,6 +26,7 @@ _LEAST_SEED: Final = (
 _SILENCE: Final = 4.0  # grey levels of detail: less is an empty wall
 
 Picture = NDArray[np.uint8]
+_HANN: Final = np.asarray(cv2.createHanningWindow(_COARSE, cv2.CV_32F), np.float32)
 
 
 class Preview:
@@ -33,7 +36,6 @@ class Preview:
         self._before: NDArray[np.float32] | None = None
         self._time_s = 0.0
         self._count = 0
-        self._window: NDArray[np.float32] = np.zeros((0, 0), np.float32)
 
     def look(self, frame: Picture, time_s: float) -> Glimpse:
         """Look at one frame.
@@ -44,10 +46,8 @@ class Preview:
         """
         # Green is nearly the luminance, and a view of it costs nothing.
         grey = frame[..., 1]
-        height, width = grey.shape
-        size = (_COARSE, max(8, round(_COARSE * height / width)))
-        coarse = cv2.resize(grey, size, interpolation=cv2.INTER_AREA).astype(np.float32)
-        motion = self._motion(coarse, time_s)
+        coarse = cv2.resize(grey, _COARSE, interpolation=cv2.INTER_AREA).astype(np.float32)
+        motion = self._motion(coarse, time_s, grey.shape[0] / grey.shape[1])
         looked = self._count % _GRID_EVERY == 0
         self._count += 1
         self._before, self._time_s = coarse, time_s
@@ -59,18 +59,15 @@ class Preview:
             px_per_mm=grid_scale(frame) if looked else None,
         )
 
-    def _motion(self, coarse: NDArray[np.float32], time_s: float) -> float:
-        if self._before is None or self._before.shape != coarse.shape or time_s <= self._time_s:
+    def _motion(self, coarse: NDArray[np.float32], time_s: float, aspect: float) -> float:
+        if self._before is None or time_s <= self._time_s:
             return float("inf")
-        if self._window.shape != coarse.shape:
-            sides = (coarse.shape[1], coarse.shape[0])
-            self._window = np.asarray(cv2.createHanningWindow(sides, cv2.CV_32F), np.float32)
         (x, y), response = cv2.phaseCorrelate(
-            self._before - self._before.mean(), coarse - coarse.mean(), self._window
+            self._before - self._before.mean(), coarse - coarse.mean(), _HANN
         )
         if response < _SURE:
             return float("inf")
-        return float(np.hypot(x, y)) / _COARSE / (time_s - self._time_s)
+        return float(np.hypot(x / _COARSE[0], y / _COARSE[1] * aspect)) / (time_s - self._time_s)
 
 
 def fine_detail(grey: Picture) -> float:

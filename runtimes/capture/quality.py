@@ -183,7 +183,7 @@ def _look_at_place(m: Measures, findings: _Findings) -> None:
     findings.add(
         m.grid_found and m.px_per_mm < limits.REFUSED_PX_PER_MM,
         far,
-        f"Move closer: {m.px_per_mm:.1f} px/mm, at least {limits.LEAST_PX_PER_MM:g} needed.",
+        f"Move closer: {int(10 * m.px_per_mm) / 10:.1f} px/mm, at least {limits.LEAST_PX_PER_MM:g} needed.",
     )
     findings.add(
         m.sharpness < limits.REFUSED_SHARPNESS or (lost and blurred),

@@ -119,7 +119,8 @@ def _problem(state: State, glimpse: Glimpse, least_px_per_mm: float) -> str:
     if glimpse.brightness < _DARK:
         return "Too dark: turn on a light."
     if state.seen_s is None or glimpse.time_s - state.seen_s > _LOOKS_AWAY_S:
-        return "Point the camera at the ECG."
+        still = glimpse.motion <= _MOTION  # in motion the grid is smeared
+        return f"Point the camera at the ECG{'' if still else ' and hold still'}."
     if state.px_per_mm < least_px_per_mm:
         return f"Move closer: {state.px_per_mm:.1f} px/mm, at least {least_px_per_mm:g} needed."
     return ""
