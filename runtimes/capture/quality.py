@@ -137,10 +137,10 @@ _BESIDE_MM: Final = 7.5
 
 
 def _is_an_edge(row: Row, found: Rectified) -> bool:
-    """Whether a row of traces is the edge of the sheet, with the table beyond."""
+    """Whether a row of traces is the edge of the sheet: straight or a step of brightness, the grid one-sided."""
     if not found.grid_found:
         return row.step > _STEP
-    if row.swing_mm > _STRAIGHT_MM:
+    if row.swing_mm > _STRAIGHT_MM and row.step < _STEP:
         return False
     columns = slice(*(int(np.clip(x / STEP_MM, 0, found.mesh.shape[1])) for x in row.x_mm))
     for y in (row.y_mm - _BESIDE_MM, row.y_mm + _BESIDE_MM):
@@ -253,6 +253,8 @@ def _what_is_cut(layout: Layout, cuts: list[Cut]) -> str:
     names = {layout.lead_at(cut.at_mm[0] + inward, cut.at_mm[1]) for cut in cuts}
     if not layout.columns:
         return "The page is"
+    if len(names) > 1:
+        names.discard(RHYTHM)  # it repeats one of the leads
     if len(names) > _NAMED:
         return f"{len(names)} leads are"
     text = spoken(names)

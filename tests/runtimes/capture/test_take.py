@@ -62,8 +62,8 @@ def test_a_photo_gives_a_page_and_a_grid_that_is_true(plain, tmp_path):
     write_grid(taken, tmp_path / "grid.json")
     write_page(taken, tmp_path / "page.png")
     assert off_mm(json.loads((tmp_path / "grid.json").read_text()), photo) < 0.2
-    page = np.asarray(Image.open(tmp_path / "page.png"))
-    np.testing.assert_array_equal(page, taken.found.page)
+    with Image.open(tmp_path / "page.png") as page:
+        np.testing.assert_array_equal(np.asarray(page), taken.found.page)
 
 
 def test_the_grid_is_of_the_picture_as_exif_turns_it(plain, tmp_path):
