@@ -44,7 +44,11 @@ def line_signal(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
     reach = max(1.5, max(grey.shape) * _REACH)
     dark = _around(grey, reach) - grey
-    spread = np.sqrt(np.maximum(_around(dark * dark, 1.2 * reach), 0)) + np.float32(_FLOOR)
+    bound = dark
+    # Twice, so that beside a trace the scale is that of the grid.
+    for _ in range(2):
+        spread = np.sqrt(np.maximum(_around(bound * bound, reach), 0)) + np.float32(_FLOOR)
+        bound = np.clip(dark, -spread, spread)
     return np.asarray(np.clip(dark / spread, -_CLIP, _CLIP), np.float32)
 
 

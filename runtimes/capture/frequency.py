@@ -72,13 +72,23 @@ def _starts(side: int) -> NDArray[np.intp]:
     return np.linspace(0, room, -(-room // _HOP) + 1).round().astype(np.intp)
 
 
-def find_seed(found: Spectra) -> tuple[Floats, int, float]:
-    """Find the grid where it is clearest.
+@dataclass(frozen=True)
+class Seed:
+    """A frequency from which the grid may be followed.
 
-    Returns:
-        Its frequency there, float64 [2, 2]; the window in which that is; and the score: how far the two combs
-        stand above their gaps, in natural logarithms, weighted; higher is surer.
+    Attributes:
+        frequency: float64 [2, 2].
+        window: in which it was found.
+        score: how far its two combs stand above their gaps, weighted; higher is surer.
     """
+
+    frequency: Floats
+    window: int
+    score: float
+
+
+def find_seeds(found: Spectra) -> list[Seed]:
+    """Find the grid where it is clearest: candidates of different places or spacings, the best first."""
     rows, columns = found.shape
     power = found.power.reshape(rows, columns, *found.power.shape[1:])
     groups = [(r, c) for r in _middles(rows) for c in _middles(columns)]
@@ -101,9 +111,12 @@ def find_seed(found: Spectra) -> tuple[Floats, int, float]:
         above = tooth(fifths) - (tooth(fifths - 0.5) + tooth(fifths + 0.5)) / 2
         score += np.float32(weight) * np.nan_to_num(np.clip(above, -_CAP, _CAP))  # nan: beyond Nyquist
     clear = np.argsort(-score.max((0, 1)))[:_TRIED]
-    pairs = [(_best_pair(score[..., k], radius[first : first + count], angle), groups[k]) for k in clear]
-    (frequency, best), (row, column) = max(pairs, key=lambda pair: pair[0][1])
-    return frequency, row * columns + column, best
+    seeds = [
+        Seed(frequency, groups[k][0] * columns + groups[k][1], best)
+        for k in clear
+        for frequency, best in _best_pairs(score[..., k], radius[first : first + count], angle)
+    ]
+    return sorted(seeds, key=lambda seed: -seed.score)
 
 
 def _middles(n: int) -> list[int]:
@@ -124,25 +137,23 @@ def _look_up(values: NDArray[np.float32], fx: Floats, fy: Floats) -> NDArray[np.
     return np.asarray(np.where(inside[..., None], top * (1 - down) + bottom * down, np.float32(np.nan)))
 
 
-def _best_pair(score: NDArray[np.float32], radius: Floats, angle: Floats) -> tuple[Floats, float]:
-    """Join two directions at about a right angle and of about the same spacing."""
+def _best_pairs(score: NDArray[np.float32], radius: Floats, angle: Floats) -> list[tuple[Floats, float]]:
+    """Join two directions at about a right angle and of about the same spacing: the best two spacings."""
     near = int(np.log2(_RATIO) * _STEPS)
     padded = np.pad(score, ((0, 0), (near, near)), constant_values=-np.inf)
     windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * near + 1, axis=1)
     widest, where = windows.max(-1), windows.argmax(-1)  # the best partner in each direction
-    best, pair = -np.inf, (0, 0, 0, 0)
-    for skew in range(-_SKEW, _SKEW + 1):
-        partner = np.roll(widest, -(_ANGLES // 2 + skew), axis=0)
-        total = score + partner
-        a, s = np.unravel_index(int(total.argmax()), total.shape)
-        if total[a, s] > best:
-            b = (int(a) + _ANGLES // 2 + skew) % _ANGLES
-            best, pair = float(total[a, s]), (int(a), int(s), b, int(s) + int(where[b, s]) - near)
-    vectors = [
-        radius[step] * np.array([np.cos(angle[turn]), np.sin(angle[turn])])
-        for turn, step in (pair[:2], pair[2:])
-    ]
-    return arrange(np.array(vectors)), best
+    skews = np.arange(-_SKEW, _SKEW + 1) + _ANGLES // 2
+    totals = np.stack([score + np.roll(widest, -skew, axis=0) for skew in skews])
+    pairs = []
+    for _ in range(2):
+        skew, a, s = np.unravel_index(int(totals.argmax()), totals.shape)
+        b = (a + skews[skew]) % _ANGLES
+        steps = ((a, s), (b, s + where[b, s] - near))
+        vectors = [radius[k] * np.array([np.cos(angle[turn]), np.sin(angle[turn])]) for turn, k in steps]
+        pairs.append((arrange(np.array(vectors)), float(totals[skew, a, s])))
+        totals[:, :, max(0, s - near) : s + near + 1] = -np.inf
+    return pairs
 
 
 def arrange(pair: Floats) -> Floats:

@@ -137,14 +137,14 @@ class _Work:
 
     def widen(self) -> None:
         """Add nodes around the mesh, where the picture goes on beyond it."""
-        rows, columns = self.strength.shape
+        rows, columns = self.mesh.shape[:2]
         at = [np.arange(-_WIDER, n + _WIDER, dtype=np.float64) for n in (rows, columns)]
         wide = sample(self.mesh, *np.meshgrid(at[1], at[0]))
-        height, width = self.signal.shape
-        inside = (np.abs(wide - np.array([width, height]) / 2) < np.array([width, height]) / 2).all(-1)
+        half = np.array(self.signal.shape[::-1]) / 2
+        inside = (np.abs(wide - half) < half).all(-1)
         cut = []
         for axis, n in enumerate((rows, columns)):
-            lines = np.flatnonzero(inside.any(1 - axis))
+            lines = np.flatnonzero(np.any(inside, axis=1 - axis))
             low, high = (int(lines[0]), int(lines[-1])) if len(lines) else (_WIDER, _WIDER + n - 1)
             cut.append((min(low, _WIDER), max(high, _WIDER + n - 1) + 1))
         (top, bottom), (left, right) = cut
@@ -154,7 +154,7 @@ class _Work:
         self.residual = np.pad(self.residual, ((0, 0), *sides))
 
     def look(self, turn: Pass) -> tuple[Floats, Floats]:
-        """Measure without moving: shifts [rows, columns, 2] and how sure each family is [2, rows, columns]."""
+        """Measure without moving: shifts [rows, columns, 2] and how sure each is [2, rows, columns]."""
         found = []
         for family, coefficients in enumerate(_measure(self.signal, self.mesh, turn.window)):
             found.append(_best(_vote(_score(coefficients, self.template[family]), turn.vote), turn.reach))
@@ -192,12 +192,13 @@ def continued(mesh: Floats, held: NDArray[np.bool_]) -> Floats:
         float64 [rows, columns, 2].
     """
     rows, columns = held.shape
-    index = np.stack(np.indices(held.shape)[::-1], axis=-1).astype(np.float64)
-    homography, _ = cv2.findHomography(index[held], mesh[held], 0)
-    flat = cv2.perspectiveTransform(index, homography) if homography is not None else np.zeros_like(mesh)
+    r, c = np.indices((rows, columns), dtype=np.float64)
+    index = np.stack([c, r], axis=-1)
+    homography = np.asarray(cv2.findHomography(index[held], mesh[held], 0)[0], np.float64)
+    # cv2 gives no matrix for nodes in line.
+    flat = cv2.perspectiveTransform(index, homography) if homography.ndim == 2 else np.zeros_like(mesh)
     mesh = mesh - flat
     near = [np.exp(-np.abs(np.subtract.outer(np.arange(n), np.arange(n))) / _DECAY) for n in (rows, columns)]
-    r, c = np.indices(held.shape, dtype=np.float64)
     basis = np.stack([np.ones_like(r), r, c])
     moments = np.stack(
         [held * a * b for a in basis for b in basis]

@@ -30,6 +30,6 @@ def even_light(page: NDArray[np.uint8], px_per_mm: float) -> NDArray[np.uint8]:
     cells = (max(1, round(width / (_CELL_MM * px_per_mm))), max(1, round(height / (_CELL_MM * px_per_mm))))
     fine = cv2.resize(page, (cells[0] * 4, cells[1] * 4), interpolation=cv2.INTER_AREA)
     bright = cv2.dilate(fine, np.ones((5, 5), np.uint8)).astype(np.float32)
-    light = cv2.GaussianBlur(bright, (0, 0), 4 * _SMOOTH_MM / _CELL_MM / 2).clip(8, 255).astype(np.uint8)
-    light = cv2.resize(light, (width, height), interpolation=cv2.INTER_LINEAR)
+    coarse = cv2.GaussianBlur(bright, (0, 0), 4 * _SMOOTH_MM / _CELL_MM / 2).clip(8, 255).astype(np.uint8)
+    light = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
     return np.asarray(cv2.divide(page, light, scale=_WHITE), np.uint8)

@@ -71,10 +71,10 @@ def score(thumbnail: Singles) -> float:
 
 def _convolve(features: Singles, weight: Singles, stride: int) -> Singles:
     """Convolve [h, w, c] with [k, k, c, n], padded by k // 2 with zeros: [h', w', n]."""
-    side = weight.shape[0]
+    side = int(weight.shape[0])
     half = side // 2
     padded = np.pad(features, ((half, half), (half, half), (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side), axis=(0, 1))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side), (0, 1))  # type: ignore[call-overload]
     windows = windows[::stride, ::stride].transpose(0, 1, 3, 4, 2)  # [h', w', k, k, c]
     rows = windows.reshape(windows.shape[0] * windows.shape[1], -1)
     out = rows @ weight.reshape(-1, weight.shape[-1])

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pulse_edge.runtimes.capture.frequency import SURE, Spectra, follow, peaks
+from pulse_edge.runtimes.capture.frequency import SURE, Seed, Spectra, follow, peaks
 
 Floats = NDArray[np.float64]
 
@@ -45,18 +45,17 @@ class PhaseMap:
         return np.stack(parts, axis=-1)
 
 
-def fit_phase(found: Spectra, seed: Floats, start: int) -> tuple[PhaseMap, Floats]:
+def fit_phase(found: Spectra, seed: Seed) -> tuple[PhaseMap, Floats]:
     """Follow the grid's frequency through a picture and integrate it.
 
     Args:
         found: spectra of the picture's windows.
-        seed: float64 [2, 2], the frequency in one window.
-        start: that window.
+        seed: where to begin.
 
     Returns:
         The map, and how sure each window is of each family: float64 [n, 2], 0 for windows that do not fit it.
     """
-    around, _ = follow(found, seed, start)
+    around, _ = follow(found, seed.frequency, seed.window)
     middle = found.centre.mean(0)
     scale = max(1.0, float(np.abs(found.centre - middle).max()))
     trust = np.ones((len(found.centre), 2))

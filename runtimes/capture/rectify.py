@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pulse_edge.errors import ImageError
 from pulse_edge.runtimes.capture.contrast import line_signal, reduce
-from pulse_edge.runtimes.capture.frequency import find_seed, spectra
+from pulse_edge.runtimes.capture.frequency import find_seeds, spectra
 from pulse_edge.runtimes.capture.lattice import Lattice, refine
 from pulse_edge.runtimes.capture.light import even_light
 from pulse_edge.runtimes.capture.mesh import STEP_MM, sample, unroll
@@ -31,6 +31,8 @@ Floats = NDArray[np.float64]
 PX_PER_MM: Final = 6.0  # of the page that comes back
 SEEN: Final = 0.5  # strength from which the grid counts as seen at a node
 _LEAST_SEED: Final = 8.0  # score of the global search below which there is no grid
+_TRIED: Final = 4  # seeds
+_PLAIN: Final = 0.4  # share of the mesh at which the grid is seen that ends the search
 _LEAST_NODES: Final = 40  # nodes at which the grid must be seen: 1,000 mm²
 
 
@@ -81,7 +83,7 @@ class _Clock:
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self.steps[name] = round(1000 * (now - self.last), 2)
+        self.steps[name] = round(self.steps.get(name, 0.0) + 1000 * (now - self.last), 2)
         self.last = now
 
 
@@ -148,20 +150,25 @@ def find_lattice(signal: NDArray[np.float32], clock: _Clock | None = None) -> tu
     """
     clock = clock or _Clock()
     found = spectra(signal)
-    frequency, start, seed = find_seed(found)
+    seeds = find_seeds(found)
     clock.lap("seed")
-    if seed < _LEAST_SEED:
-        return None, seed
-    phase, trust = fit_phase(found, frequency, start)
-    clock.lap("frequency field")
-    if np.count_nonzero((trust > 0).all(1)) == 0:
-        return None, seed
-    lattice = refine(signal, first_mesh(phase, found.centre, trust, signal.shape))
-    lattice = _trim(lattice, signal.shape)
-    clock.lap("lattice")
-    if np.count_nonzero(lattice.strength > SEEN) < _LEAST_NODES:
-        return None, seed
-    return lattice, seed
+    best: Lattice | None = None
+    most = _LEAST_NODES
+    for seed in seeds[:_TRIED]:
+        if seed.score < _LEAST_SEED:
+            break
+        phase, trust = fit_phase(found, seed)
+        clock.lap("frequency field")
+        if not (trust > 0).all(1).any():
+            continue
+        lattice = _trim(refine(signal, first_mesh(phase, found.centre, trust, signal.shape)), signal.shape)
+        clock.lap("lattice")
+        seen = int(np.count_nonzero(lattice.strength > SEEN))
+        if seen >= most:
+            best, most = lattice, seen
+        if seen >= max(_LEAST_NODES, _PLAIN * lattice.strength.size):
+            break
+    return best, seeds[0].score
 
 
 def _trim(lattice: Lattice, shape: tuple[int, ...]) -> Lattice:
