@@ -10,7 +10,8 @@
     │   ├── BundleError            a bundle that is damaged, incomplete or of a newer schema
     │   └── UnknownNameError       a device, layout, recipe … that does not exist (names the nearest)
     ├── MissingExtraError          a package that is not installed (names the pip command)
-    └── GateError                  a result that failed its parity or accuracy gate
+    └── GateError                  a result that failed its parity gate
+        └── BudgetError            exit code 3: a step that cost more accuracy than its budget
 """
 
 from __future__ import annotations
@@ -86,3 +87,9 @@ class MissingExtraError(PulseEdgeError):
 
 class GateError(PulseEdgeError):
     """A parity or accuracy gate was not passed; the result was not kept."""
+
+
+class BudgetError(GateError):
+    """A step of compression cost more accuracy than its budget; the result was not kept."""
+
+    exit_code = 3
