@@ -26,6 +26,7 @@ ERRORS = {
     "RecordError": 2,
     "CheckpointError": 2,
     "BundleError": 2,
+    "FitError": 2,
     "UnknownNameError": 2,
     "MissingExtraError": 1,
     "GateError": 1,
