@@ -71,6 +71,7 @@ class UnknownNameError(UserError):
         hint = f"Did you mean {near[0]!r}? " if near else ""
         super().__init__(f"Unknown {kind} {name!r}. {hint}Known: {', '.join(names) or 'none'}.")
         self.kind, self.name, self.nearest = kind, name, near[0] if near else None
+        self.known = names
 
 
 class MissingExtraError(PulseEdgeError):

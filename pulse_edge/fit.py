@@ -74,7 +74,7 @@ class Setup:
 
     def length(self, shape: ModelShape) -> int:
         """Tokens that the cache has room for."""
-        return self.context or self.visual(shape) + TEXT + ANSWER
+        return self.context or min(self.visual(shape) + TEXT + ANSWER, shape.context)
 
     @property
     def compute(self) -> int:
@@ -215,20 +215,25 @@ def _binding(lines: dict[str, int], usable: int | None) -> str:
     return max(lines, key=lambda name: lines[name])
 
 
-def describe_line(result: dict[str, Any], line: str) -> str:
-    """Name a line of a fit with its size, e.g. ``the key-value cache of 3,072 tokens (1.61 GB)``."""
-    tokens = f" of {result['tokens']['context']:,} tokens" if line == "kv" else ""
-    return f"the {_TITLES[line]}{tokens} ({result['lines'][line] / 1e9:.2f} GB)"
-
-
 def refusal(shape: ModelShape, device: Device, setup: Setup, remedies: Sequence[dict[str, Any]]) -> str:
-    """Say in a sentence or two why a model does not fit, and what makes it fit."""
+    """Say in a few sentences why a model does not fit, and what makes it fit."""
     result = fit(shape, device, setup)
+    lines, binding, usable = result["lines"], result["binding"], result["usable"] or 0
+    before = LINES[: LINES.index(binding)]
+    taken = sum(lines[name] for name in before)
+    size = f"{lines[binding] / 1e9:.2f} GB"
+    tokens = f" of {result['tokens']['context']:,} tokens" if binding == "kv" else ""
+    if before:
+        why = (
+            f"{' and '.join(_TITLES[name] for name in before)} take {taken / 1e9:.2f} GB of them, and the "
+            f"{_TITLES[binding]}{tokens} ({size}) passes the limit."
+        )
+    else:
+        why = f"the {_TITLES[binding]} alone ({size}) pass the limit."
     said = "; ".join(f"({n}) {r['what']}, {r['needs']}" for n, r in enumerate(remedies, 1))
     return (
         f"{shape.name} in {setup.precision} does not fit the {device.title}: it needs "
-        f"{result['total'] / 1e9:.2f} GB, and {(result['usable'] or 0) / 1e9:.2f} GB are planned as usable. "
-        f"The line that breaks it is {describe_line(result, result['binding'])}. "
+        f"{result['total'] / 1e9:.2f} GB, and {usable / 1e9:.2f} GB are planned as usable; {why} "
         + (f"What makes it fit, cheapest first: {said}." if said else "Nothing that is planned makes it fit.")
     )
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from pulse_edge.device import Device, list_devices, load_device
 from pulse_edge.fit import TARGET_OF, Setup, fit
+from pulse_edge.roofline import speed
 from pulse_edge.shape import ModelShape, shape_of
 
 HOW_MANY: Final = 3
@@ -75,9 +76,9 @@ def find_remedies(
     """Return the cheapest changes that make a model fit.
 
     Returns:
-        At most ``how_many`` of ``{"what", "needs", "model", "device", "setup": {field: value}, "total",
-        "usable"}``, cheapest first; ``needs`` says "5.01 of 5.20 GB". Empty if it fits already or the
-        device's memory is not known.
+        At most ``how_many`` of ``{"what", "needs", "model", "device", "change": {field of Setup: value},
+        "total", "usable", "speed"}``, cheapest first; ``needs`` says "5.01 of 5.20 GB". Empty if it fits
+        already or the device's memory is not known.
     """
     if fit(shape, device, setup)["fits"] is not False:
         return []
@@ -108,7 +109,7 @@ def _changes(shape: ModelShape, device: Device, setup: Setup) -> Iterator[tuple[
         result = fit(shape, device, changed)
         if result["fits"]:
             found.append(chosen.names)
-            yield chosen.cost, _remedy(chosen.what, shape, device, chosen.change, result)
+            yield chosen.cost, _remedy(chosen.what, shape, device, setup, chosen.change)
 
 
 class _Chosen:
@@ -148,10 +149,9 @@ def _smaller(shape: ModelShape, device: Device, setup: Setup) -> Iterator[tuple[
         return
     plain = replace(setup, context=None)
     for rank, student in enumerate(students()):
-        result = fit(student, device, plain)
-        if student.parameters < shape.parameters and result["fits"]:
+        if student.parameters < shape.parameters and fit(student, device, plain)["fits"]:
             what = f"the student {student.name} in {setup.precision}"
-            yield _STUDENT_COST + rank / 2, _remedy(what, student, device, {}, result)
+            yield _STUDENT_COST + rank / 2, _remedy(what, student, device, plain, {})
 
 
 def _larger(shape: ModelShape, device: Device, setup: Setup) -> Iterator[tuple[float, dict[str, Any]]]:
@@ -163,22 +163,24 @@ def _larger(shape: ModelShape, device: Device, setup: Setup) -> Iterator[tuple[f
         if precisions is not None and setup.precision in precisions:
             result = fit(shape, other, changed)
             if result["fits"]:
-                able.append((other.kind != device.kind, result["usable"], other.name, other, result))
-    for rank, (foreign, _, _, other, result) in enumerate(sorted(able, key=lambda entry: entry[:3])):
-        change = {"target": TARGET_OF[other.kind]} if foreign else {}
-        remedy = _remedy(f"a larger device, {other.title}", shape, other, change, result)
-        yield _DEVICE_COST + rank / 2, remedy
+                able.append((other.kind != device.kind, result["usable"], other.name, other))
+    for rank, (_, _, _, other) in enumerate(sorted(able, key=lambda entry: entry[:3])):
+        what, change = f"a larger device, {other.title}", {"target": TARGET_OF[other.kind]}
+        yield _DEVICE_COST + rank / 2, _remedy(what, shape, other, setup, change)
 
 
 def _remedy(
-    what: str, shape: ModelShape, device: Device, change: dict[str, Any], result: dict[str, Any]
+    what: str, shape: ModelShape, device: Device, setup: Setup, change: dict[str, Any]
 ) -> dict[str, Any]:
+    changed = replace(setup, **change)
+    result = fit(shape, device, changed)
     return {
         "what": what,
         "needs": f"{result['total'] / 1e9:.2f} of {result['usable'] / 1e9:.2f} GB",
         "model": shape.name,
         "device": device.name,
-        "setup": change,
+        "change": {name: value for name, value in change.items() if getattr(setup, name) != value},
         "total": result["total"],
         "usable": result["usable"],
+        "speed": speed(shape, device, changed),
     }

@@ -63,6 +63,7 @@ VISION: Final = {
     ("jetson", "11.0"): Rate(0.106, 2.4, f"{_FIT}; its releases differ by a factor of six"),
 }
 _UNKNOWN: Final = Rate(0.2, 3.0, _NONE)
+_MAC: Final = Rate(0.7, 3.0, "llama.cpp, Llama-3.1-8B on M1 Max (normiebench issue 40): another runtime")
 # Of its first seconds' speed that an iPhone 17 Pro's Neural Engine kept for ten minutes (33 to 22 tokens/s).
 SUSTAINED: Final = Rate(0.67, 1.0, "john-rocky/apple-silicon-llm-bench, iPhone 17 Pro")
 
@@ -145,9 +146,10 @@ def speed(shape: ModelShape, device: Device, setup: Setup) -> dict[str, Any]:
 def rates(device: Device, setup: Setup) -> tuple[Rate, Rate, Rate]:
     """Return the rates of decode, prefill and vision on a device."""
     target, sm, precision = setup.target, device.values["sm"].value, setup.precision
+    rest = _MAC if device.kind == "mac" else _UNKNOWN
     decode = DECODE.get((target, precision)) or DECODE[(target, None)]
-    prefill = PREFILL.get((target, sm, precision)) or PREFILL.get((target, sm, None)) or _UNKNOWN
-    return decode, prefill, VISION.get((target, sm)) or _UNKNOWN
+    prefill = PREFILL.get((target, sm, precision)) or PREFILL.get((target, sm, None)) or rest
+    return decode, prefill, VISION.get((target, sm)) or rest
 
 
 def _peak(device: Device, setup: Setup) -> float | None:

@@ -18,7 +18,7 @@ PUBLIC = {
     "preprocess": "(image",
     "load": "(path",
 }
-VERBS = ["doctor", "eval", "export", "run", "train", "verify"]
+VERBS = ["doctor", "eval", "export", "plan", "run", "train", "verify"]
 ERRORS = {
     "PulseEdgeError": 1,
     "UserError": 2,
