@@ -22,7 +22,7 @@ TARGET_OF: Final = {"jetson": "jetson", "iphone": "coreml", "ipad": "coreml", "m
 TILES: Final = (5, 4, 3, 1)  # views that a page may become: the contract's grids, or the base view alone
 TEXT: Final = 64  # tokens beside the image in a usual prompt: system, roles and question
 ANSWER: Final = 128  # tokens that a report may have
-# Weights that share a scale (fp16): what export writes for a target.
+# Weights that share a scale: what export writes for a target.
 _BLOCKS: Final = {"jetson": (128, 64), "onnx": (128, 64), "coreml": (32,)}
 _NVFP4_BLOCK: Final = 16  # with an fp8 scale
 # Tokens that one prefill step reads at most: Core ML's function has a fixed length.
@@ -115,29 +115,28 @@ def check_setup(shape: ModelShape, device: Device, setup: Setup) -> None:
         )
 
 
-def weight_bytes(shape: ModelShape, precision: str, target: str) -> int:
+def weight_bytes(shape: ModelShape, setup: Setup) -> int:
     """Bytes of the decoder's weights as export writes them.
 
-    Matrices in the precision, with their scales (fp16; int8 one a column, int4 one a block of
-    a column); a matrix whose sides int4 does not fit stays fp16. Table, head, norms and biases are fp16,
-    or fp32 in fp32.
+    Matrices in the precision, with their scales in the computing type (int8 one a column, int4 one a block
+    of a column); a matrix whose sides int4 does not fit stays fp16. Table and head are fp16, or fp32 in
+    fp32, and two even where they are tied: they stand in two graphs. Norms and biases are fp32.
     """
-    rest = 4 if precision == "fp32" else 2
-    total = 0
-    for k, n in shape.linears:
-        total += shape.layers * _matrix_bytes(k, n, precision, target)
-    return total + rest * (shape.table * (1 if shape.tied else 2) + shape.small)
+    table = 4 if setup.precision == "fp32" else 2
+    matrices = shape.layers * sum(_matrix_bytes(k, n, setup) for k, n in shape.linears)
+    return matrices + 2 * table * shape.table + 4 * shape.small
 
 
-def _matrix_bytes(k: int, n: int, precision: str, target: str) -> int:
+def _matrix_bytes(k: int, n: int, setup: Setup) -> int:
+    precision = setup.precision
     if precision in ("fp32", "fp16"):
         return k * n * BITS[precision] // 8
     if precision in ("int8", "fp8"):
-        return k * n + 2 * n
+        return k * n + setup.compute * n
     if precision == "nvfp4":
         return k * n // 2 + k * n // _NVFP4_BLOCK
-    block = next((b for b in _BLOCKS[target] if k % b == 0 and n % 2 == 0), None)
-    return k * n // 2 + 2 * (k // block) * n if block else 2 * k * n
+    block = next((b for b in _BLOCKS[setup.target] if k % b == 0 and n % 2 == 0), None)
+    return k * n // 2 + setup.compute * (k // block) * n if block else 2 * k * n
 
 
 def memory(shape: ModelShape, setup: Setup) -> dict[str, int]:
@@ -159,7 +158,7 @@ def memory(shape: ModelShape, setup: Setup) -> dict[str, int]:
     mlp = read * (2 * shape.hidden + 3 * shape.ffn)
     seen = setup.tiles * tower.live if tower else 0
     lines = {
-        "weights": weight_bytes(shape, setup.precision, setup.target),
+        "weights": weight_bytes(shape, setup),
         "vision": (tower.run_parameters + tower.projector) * size if tower else 0,
         "kv": cached * _CACHES[setup.target],
         "activations": (max(seen, attention, mlp) + shape.vocab) * size,

@@ -62,6 +62,7 @@ VISION: Final = {
     ("jetson", "8.7"): Rate(0.473, _LEAST, _FIT),
     ("jetson", "11.0"): Rate(0.106, 2.4, f"{_FIT}; its releases differ by a factor of six"),
 }
+SMALLEST: Final = 400_000_000  # matrix weights of the smallest model among the published rows
 _UNKNOWN: Final = Rate(0.2, 3.0, _NONE)
 _MAC: Final = Rate(0.7, 3.0, "llama.cpp, Llama-3.1-8B on M1 Max (normiebench issue 40): another runtime")
 # Of its first seconds' speed that an iPhone 17 Pro's Neural Engine kept for ten minutes (33 to 22 tokens/s).
@@ -98,11 +99,12 @@ def speed(shape: ModelShape, device: Device, setup: Setup) -> dict[str, Any]:
     """Estimate the speed of a model on a device.
 
     Returns:
-        ``{"label": "estimate", "vision_ms", "prefill_ms", "ttft_ms", "decode_tokens_s",
+        ``{"label": "estimate", "extrapolated": bool, "vision_ms", "prefill_ms", "ttft_ms", "decode_tokens_s",
         "sustained_tokens_s", "report_s", "bound": {"prefill", "decode"}, "sources": {what: text}}``. A
         figure is ``{"value", "low", "high"}``, or None where the profile lacks the bandwidth or the peak;
         ttft is vision and prefill; sustained is None except on phones; report is the time of a report of
-        :data:`~pulse_edge.fit.ANSWER` tokens.
+        :data:`~pulse_edge.fit.ANSWER` tokens. Extrapolated are models far smaller than any that was fitted,
+        where the host's own time, which is not counted, rules.
     """
     decode, prefill, vision = rates(device, setup)
     layers, launch = shape.layers, LAUNCH_US[setup.target]
@@ -135,6 +137,7 @@ def speed(shape: ModelShape, device: Device, setup: Setup) -> dict[str, Any]:
         sources["sustained"] = SUSTAINED.source
     return {
         "label": "estimate",
+        "extrapolated": shape.linear_parameters < SMALLEST,
         **figures,
         "sustained_tokens_s": sustained,
         "report_s": _report(figures["ttft_ms"], figures["decode_tokens_s"]),
@@ -160,10 +163,8 @@ def _peak(device: Device, setup: Setup) -> float | None:
 
 
 def _read_bytes(shape: ModelShape, setup: Setup) -> int:
-    """Weights that one token reads: all but an embedding table of its own, of which it reads a row."""
-    rest = 4 if setup.precision == "fp32" else 2
-    unread = 0 if shape.tied else rest * shape.table
-    return weight_bytes(shape, setup.precision, setup.target) - unread
+    """Weights that one token reads: all but the embedding table, of which it reads a row."""
+    return weight_bytes(shape, setup) - (4 if setup.precision == "fp32" else 2) * shape.table
 
 
 def _figure(value: float, band: float) -> dict[str, float]:

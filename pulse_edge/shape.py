@@ -142,7 +142,7 @@ def shape_of(config: Mapping[str, Any], name: str) -> ModelShape:
         biases = attention if text["model_type"] == "qwen2" else 0
         if text["model_type"] == "llama" and text.get("attention_bias"):
             biases = attention + hidden
-        return ModelShape(
+        shape = ModelShape(
             name=name,
             layers=int(text["num_hidden_layers"]),
             hidden=hidden,
@@ -156,6 +156,9 @@ def shape_of(config: Mapping[str, Any], name: str) -> ModelShape:
             biases=biases + (2 * ffn + hidden if text.get("mlp_bias") else 0),
             tower=_tower(vision, config, hidden),
         )
+        if min(shape.layers, hidden, heads, kv_heads, head_dim, ffn, shape.vocab, shape.context) < 1:
+            raise ValueError("a size below 1")
+        return shape
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise CheckpointError(
             f"The configuration of {name} does not describe a model ({type(error).__name__}: {error}). "
@@ -238,18 +241,21 @@ def _weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _header(file: Path) -> dict[str, tuple[int, ...]]:
+    """Read the shapes in one file's header, whose offsets also say how long the file must be."""
     try:
         with file.open("rb") as stream:
             (size,) = struct.unpack("<Q", stream.read(8))
             if size > _HEADER_LIMIT:
                 raise ValueError("no header")
             entries = json.loads(stream.read(size))
+            entries.pop("__metadata__", None)
+            end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
+            if stream.seek(0, 2) != 8 + size + end:
+                raise ValueError("not as long as its header says")
         return {
-            canonical(name): tuple(int(side) for side in entry["shape"])
-            for name, entry in entries.items()
-            if name != "__metadata__"
+            canonical(name): tuple(int(side) for side in entry["shape"]) for name, entry in entries.items()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error) as error:
         raise CheckpointError(
             f"{file} is damaged or cut short ({type(error).__name__}). Download this file again."
         ) from error

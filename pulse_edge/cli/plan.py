@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 import typer
@@ -67,6 +68,8 @@ def _print_one(result: dict[str, Any]) -> None:
         reasons.setdefault(text, []).append(what)
     said = ". ".join(f"{' and '.join(what).capitalize()}: {text}" for text, what in reasons.items())
     console.print(f"Every speed is an estimate. {said}.", markup=False)
+    if speed["extrapolated"]:
+        console.print("The model is far smaller than any that was fitted: take the times as lower bounds.")
     if result["refusal"]:
         console.print(f"\n{result['refusal']}", markup=False)
         console.print(_remedy_table(result["remedies"]))
@@ -80,7 +83,8 @@ def _console() -> Any:
     return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=110)
 
 
-def _table(*columns: str) -> Any:
+def _table(*columns: str, short: bool = False) -> Any:
+    """An empty table; ``short`` entries of its first column are never wrapped."""
     from rich.box import SIMPLE
     from rich.table import Table
 
@@ -132,7 +136,9 @@ def _print_all(result: dict[str, Any]) -> None:
         "every speed is an estimate",
         markup=False,
     )
-    table = _table("device", "fits", "GB", "of GB", "vision ms", "TTFT ms", "tokens/s", "report s")
+    table = _table(
+        "device", "fits", "GB", "of GB", "vision ms", "TTFT ms", "tokens/s", "report s", short=True
+    )
     for entry in result["devices"]:
         memory, speed = entry["memory"], entry["speed"]
         usable = "?" if memory["usable"] is None else f"{memory['usable'] / 1e9:.2f}"
@@ -158,5 +164,7 @@ def _band(figure: dict[str, float] | None) -> str:
 
 
 def _short(value: float) -> str:
-    """Two figures, or whole numbers: an estimate has no more."""
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+    """Two figures: an estimate has no more."""
+    exponent = math.floor(math.log10(value)) if value > 0 else 0
+    rounded = round(value, 1 - exponent)
+    return f"{rounded:,.0f}" if rounded >= 10 else f"{rounded:.{max(0, 1 - exponent)}f}"
