@@ -3,8 +3,9 @@
     python benchmarks/plan.py
 
 Reads data/published_speed.json, which also states the split, prints the tables and writes results/plan.json.
-Nothing is measured here. Two checks of robustness stand beside the split: the same fit on random splits
-of the same strata, and the Orin Nano rows of NVIDIA's table read in the other power mode.
+Nothing is measured here. Three checks of robustness stand beside the split: the same fit on random splits
+of the same strata, on all devices but the one that is tested, and with the Orin Nano rows of NVIDIA's
+table read in the other power mode.
 """
 
 from __future__ import annotations
@@ -203,6 +204,27 @@ def robustness(rows: list[Row]) -> dict[str, Any]:
     return summary
 
 
+def unseen_devices(rows: list[Row]) -> dict[str, Any]:
+    """Leave one device out: fit on all rows of the others, test on its own; harder than the split."""
+    held: dict[str, list[float]] = defaultdict(list)
+    for device in sorted({row["device"] for row in rows}):
+        seen = [row for row in rows if row["device"] != device]
+        fitted = fit_all({quantity: usable(seen, quantity) for quantity in QUANTITIES})
+        for quantity in QUANTITIES:
+            mine = [
+                row
+                for row in usable(rows, quantity)
+                if row["device"] == device
+                and group_of(row, quantity) in fitted[quantity]
+                and row["runtime"] in fitted["decode"]
+            ]
+            held[quantity] += errors(mine, quantity, fitted)
+    return {
+        quantity: {"rows": len(values), "median_error": statistics.median(values)}
+        for quantity, values in held.items()
+    }
+
+
 def other_mode(document: dict[str, Any]) -> dict[str, Any]:
     """The same evaluation with NVIDIA's Orin Nano rows read in Super mode."""
     changed = json.loads(DATA.read_text(encoding="utf-8"))["rows"]
@@ -260,6 +282,7 @@ def main() -> None:
     rows, document = load()
     found = evaluate(rows)
     lines, shaken, super_mode = table(found), robustness(rows), other_mode(document)
+    unseen = unseen_devices(rows)
     for line in lines:
         print(
             f"{line['quantity']:8s}{line['half']:5s}{line['id']:36s}{line['published']:10.1f}"
@@ -275,7 +298,8 @@ def main() -> None:
             f"{quantity:8s} held-out median error {tested['test_median_error']:.1%} on {tested['test_rows']}"
             f" rows{target} (fit half {tested['fit_median_error']:.1%}); {shaken['splits']} random splits:"
             f" {spread['median']:.1%} ({spread['5 %']:.1%} to {spread['95 %']:.1%}); Orin Nano in Super mode:"
-            f" {super_mode[quantity]['test_median_error']:.1%}"
+            f" {super_mode[quantity]['test_median_error']:.1%}; devices left out:"
+            f" {unseen[quantity]['median_error']:.1%} on {unseen[quantity]['rows']} rows"
         )
     left = memory_left(rows, document)
     print(
@@ -287,6 +311,7 @@ def main() -> None:
         "tested": found["tested"],
         "fitted": found["fitted"],
         "robustness": shaken,
+        "devices_left_out": unseen,
         "nano_in_super_mode": super_mode,
         "memory_left": left,
         "rows": lines,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pulse_edge.device import CONFIDENCE, FOLDER, KINDS, VALUES, list_devices, load_device, read_device
 from pulse_edge.errors import PulseEdgeError, UnknownNameError
@@ -121,6 +123,37 @@ def test_a_value_needs_source_and_confidence(read, profile, change):
     profile["int8_tops"].update(change)
     with pytest.raises(PulseEdgeError, match="int8_tops needs a source and a confidence"):
         read(profile)
+
+
+def test_a_key_that_stands_twice_is_refused(read, profile):
+    text = yaml.safe_dump(profile)
+    with pytest.raises(PulseEdgeError, match="ram_gb stands there twice"):
+        read(text + "ram_gb: {value: 16, source: x, confidence: A}\n")
+    with pytest.raises(PulseEdgeError, match="value stands there twice"):
+        read(text.replace("ram_gb:\n", "ram_gb:\n  value: 9\n"))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_profile_is_half_right(read, profile, data):
+    """Whatever one value is replaced by, it is read as it stands or refused with a sentence of ours."""
+    key = data.draw(st.sampled_from([*profile]))
+    anything = st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from(["value", "source", "confidence", "sauce"]), inner, max_size=4)
+        ),
+        max_leaves=8,
+    )
+    changed = {**profile, key: data.draw(anything)}
+    try:
+        device = read(changed)
+    except PulseEdgeError:
+        return
+    if key in VALUES:
+        assert set(changed[key]) == {"value", "source", "confidence"}
+        assert device.values[key].value is None or changed[key]["source"].strip()
 
 
 @pytest.mark.parametrize("key", VALUES)

@@ -54,10 +54,12 @@ def plan(
         UserError: not exactly one of device and every, an unknown name, or a setup that cannot be.
     """
     from pulse_edge.device import list_devices, load_device
-    from pulse_edge.fit import Setup, check_setup
+    from pulse_edge.fit import BITS, Setup, check_setup
 
     if (device is None) != every:
         raise UserError("Name the device with --device NAME, or rank all of them with --all, but not both.")
+    if precision not in BITS:
+        raise UnknownNameError("precision", precision, BITS)
     shape = read_model(model)
     setup = Setup(precision=precision, tiles=tiles, keep=keep, context=context, kv=kv, entitled=entitled)
     common = {"model": shape.name, "parameters": shape.parameters}
