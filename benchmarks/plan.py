@@ -41,7 +41,7 @@ Fit = dict[str, dict[str, dict[str, float]]]  # quantity -> group -> share, laun
 def load() -> tuple[list[Row], dict[str, Any]]:
     """Return the rows, with their shapes' and formats' costs added, and the whole document."""
     document = json.loads(DATA.read_text(encoding="utf-8"))
-    for row in document["rows"]:
+    for row in [*document["rows"], *document["later"]]:
         add_costs(row, document)
     return document["rows"], document
 
@@ -235,6 +235,26 @@ def other_mode(document: dict[str, Any]) -> dict[str, Any]:
     return dict(evaluate(changed)["tested"])
 
 
+def found_later(document: dict[str, Any], fitted: Fit) -> dict[str, Any]:
+    """Predict the rows that were found after the fit was committed, by runtime."""
+    lines = [
+        {
+            "id": row["id"],
+            "runtime": row["runtime"],
+            "published": row["decode_tokens_s"],
+            "predicted": round(predict(row, "decode", fitted), 2),
+            "error": round(predict(row, "decode", fitted) / row["decode_tokens_s"] - 1, 4),
+            "source": row["source"],
+        }
+        for row in document["later"]
+    ]
+    medians = {
+        runtime: statistics.median(abs(line["error"]) for line in lines if line["runtime"] == runtime)
+        for runtime in sorted({line["runtime"] for line in lines})
+    }
+    return {"median_error": medians, "rows": lines}
+
+
 def memory_left(rows: list[Row], document: dict[str, Any]) -> dict[str, Any]:
     """What published peaks leave for runtime and activations: their median is `fit.RUNTIME` of a Jetson.
 
@@ -301,6 +321,13 @@ def main() -> None:
             f" {super_mode[quantity]['test_median_error']:.1%}; devices left out:"
             f" {unseen[quantity]['median_error']:.1%} on {unseen[quantity]['rows']} rows"
         )
+    later = found_later(document, found["fitted"])
+    for line in later["rows"]:
+        print(
+            f"later    {line['id']:40s}{line['published']:8.1f}{line['predicted']:8.1f}{line['error']:+9.1%}"
+        )
+    medians = ", ".join(f"{name} {value:.1%}" for name, value in later["median_error"].items())
+    print(f"later    rows found after the fit, decode, median error: {medians}")
     left = memory_left(rows, document)
     print(
         f"memory   published peaks leave {left['median'] / 1e9:.2f} GB (median of {len(left['left'])} rows)"
@@ -313,6 +340,7 @@ def main() -> None:
         "robustness": shaken,
         "devices_left_out": unseen,
         "nano_in_super_mode": super_mode,
+        "found_later": later,
         "memory_left": left,
         "rows": lines,
     }
