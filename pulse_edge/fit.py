@@ -29,8 +29,9 @@ _NVFP4_BLOCK: Final = 16  # with an fp8 scale
 _CHUNK: Final = {"jetson": None, "onnx": None, "coreml": 64}
 # Caches alive at one time: ONNX Runtime returns a new one beside the old.
 _CACHES: Final = {"jetson": 1, "onnx": 2, "coreml": 1}
-# What the runtime itself holds (libraries, context, workspace), bytes. Jetson: what NVIDIA's published peaks
-# leave (benchmarks/plan.py: 1.18 GB, median of six rows); the others are our planning assumptions.
+# What the runtime itself holds (libraries, context, workspace), bytes. Jetson: NVIDIA's published peaks leave
+# 0.8 GB in language models and 1.5 GB in vision-language models, whose tiles' activations are counted
+# apart here (benchmarks/plan.py); the others are our planning assumptions.
 RUNTIME: Final = {"jetson": 1_200_000_000, "onnx": 150_000_000, "coreml": 250_000_000}
 LINES: Final = ("weights", "vision", "kv", "activations", "runtime")
 _TITLES: Final = {

@@ -21,7 +21,7 @@ def test_pulse_7b_on_an_orin_nano_is_refused_with_reasons(pulse) -> None:
     assert re.search(r"planned as usable +5\.20", done.out)
     assert "does not fit the Jetson Orin Nano 8 GB" in done.out
     assert "Every speed is an estimate" in done.out
-    assert "fitted to TensorRT-Edge-LLM's published rows" in done.out
+    assert "fitted to TensorRT-Edge-LLM 0.10's published rows" in done.out
     for number in ("(1) the student pulse-2b", "(2) ", "(3) "):
         assert number in done.out
     assert "Traceback" not in done.out
