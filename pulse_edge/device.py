@@ -54,8 +54,10 @@ class Device:
 
     @property
     def constraints(self) -> dict[str, Any]:
-        """What an engine built for this device is tied to, as far as the profile knows."""
-        return {name: self.values[name].value for name in ("sm", "jetpack", "tensorrt")}
+        """What a bundle for this device is tied to, as far as the profile knows."""
+        tied = {name: self.values[name].value for name in ("sm", "jetpack", "tensorrt")}
+        floor = self.values["os_floor"].value
+        return tied if floor is None else {**tied, "os_floor": floor}
 
 
 def list_devices() -> list[str]:

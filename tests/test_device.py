@@ -35,7 +35,13 @@ def read(tmp_path):
 
 def test_the_shipped_profiles():
     names = list_devices()
-    assert {"orin-nano-8gb", "agx-orin-64gb", "x86-cpu"} <= set(names)
+    assert set(names) >= {
+        "orin-nano-4gb", "orin-nano-8gb", "orin-nx-8gb", "orin-nx-16gb", "agx-orin-32gb", "agx-orin-64gb",
+        "thor-t4000", "thor-t5000", "iphone-13", "iphone-13-pro", "iphone-14", "iphone-14-pro", "iphone-15",
+        "iphone-15-pro", "iphone-16", "iphone-16e", "iphone-16-pro", "iphone-17", "iphone-17-pro",
+        "iphone-air", "ipad-m1", "ipad-m2", "ipad-m3", "ipad-m4", "ipad-m5", "mac-m1", "x86-cpu",
+        "raspberry-pi-5",
+    }  # fmt: skip
     assert names == sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
@@ -50,7 +56,12 @@ def test_every_shipped_profile_is_whole(name):
         if value.value is not None:
             assert value.source
             assert value.confidence in CONFIDENCE
-    assert device.constraints == {key: raw[key]["value"] for key in ("sm", "jetpack", "tensorrt")}
+    keys = ("sm", "jetpack", "tensorrt", "os_floor")
+    tied = {key: raw[key]["value"] for key in keys if key != "os_floor" or raw[key]["value"]}
+    assert device.constraints == tied
+    if device.kind in ("iphone", "ipad", "mac"):
+        assert device.constraints["os_floor"]
+        assert 0 < device.values["usable_fraction"].value < 1
     if device.kind == "jetson":
         assert device.values["ram_gb"].value > 0
         assert "fp16" in device.values["precisions"].value

@@ -7,7 +7,7 @@ import struct
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pulse_edge.commands._plan import read_model
@@ -100,6 +100,7 @@ setups = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(shape=st.sampled_from(MODELS), setup=setups)
 def test_less_never_needs_more(shape, setup):
     total = memory(shape, setup)["total"]
@@ -110,6 +111,7 @@ def test_less_never_needs_more(shape, setup):
     assert all(size > 0 for size in memory(shape, setup).values())
 
 
+@settings(deadline=None)
 @given(
     shape=st.sampled_from(MODELS),
     setup=setups,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pulse_edge.commands._plan import read_model
@@ -58,6 +58,7 @@ def test_pulse_7b_lies_where_scaling_published_rows_puts_it():
     assert not agx["extrapolated"]
 
 
+@settings(deadline=None)
 @given(
     device=st.sampled_from([name for name in list_devices() if name != "raspberry-pi-5"]),
     shape=st.sampled_from([PULSE, STUDENT]),
@@ -78,6 +79,7 @@ def test_figures_are_ordered_and_unknown_stays_unknown(device, shape, precision,
     assert all(found["sources"].values())
 
 
+@settings(deadline=None)
 @given(factor=st.floats(1.01, 10), name=st.sampled_from(["bandwidth_gb_s", "fp16_tflops"]))
 def test_a_better_device_is_never_slower(factor, name):
     nx = load_device("orin-nx-16gb")
