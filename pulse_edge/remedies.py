@@ -118,7 +118,8 @@ class _Chosen:
     def __init__(self, levers: Sequence[_Lever]) -> None:
         self.names = frozenset(lever.what for lever in levers)
         self.cost = sum(lever.cost for lever in levers)
-        self.what = " and ".join(lever.what for lever in levers)
+        *first, last = (lever.what for lever in levers)
+        self.what = f"{', '.join(first)} and {last}" if first else last
         self.change = {k: v for lever in levers for k, v in lever.change.items()}
 
 

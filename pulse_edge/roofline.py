@@ -121,9 +121,11 @@ def speed(shape: ModelShape, device: Device, setup: Setup) -> dict[str, Any]:
         work = setup.tiles * shape.tower.flops
         figures["vision_ms"] = _figure(work / (peak_vision * 1e9 * vision.share), vision.band)
     if gb_s is not None:
-        context = min(prompt + ANSWER // 2, setup.length(shape))
-        cached = context * shape.kv_per_token * (1 if setup.kv == "int8" else setup.compute)
-        per_token = token_ms(weights + cached, layers, gb_s, decode.share, launch)
+        # Core ML's graph attends to its whole cache, the others to what is in it half-way through a report.
+        filled = min(prompt + ANSWER // 2, setup.length(shape))
+        cached = setup.cached(shape) if setup.target == "coreml" else filled
+        moved = weights + setup.cached_bytes(shape, cached)
+        per_token = token_ms(moved, layers, gb_s, decode.share, launch)
         figures["decode_tokens_s"] = _figure(1e3 / per_token, decode.band)
         launched = layers * launch / 1e3
         bound["decode"] = "launches" if launched > per_token / 2 else "bandwidth"

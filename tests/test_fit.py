@@ -29,12 +29,20 @@ def test_pulse_7b_in_int4_is_what_the_arithmetic_says():
     assert lines["weights"] == by_hand
     assert lines["weights"] / 1e9 == pytest.approx(3.86, abs=0.005)
     assert lines["vision"] == 2 * (290_909_184 + 20_979_712)
-    assert lines["kv"] == 3072 * 524_288  # 2,880 of the image, 64 of the prompt, 128 of the answer
-    assert lines["kv"] / 3072 / 2**20 == 0.5
-    assert memory(PULSE, Setup(context=2944 + 1))["kv"] / 1e9 == pytest.approx(1.54, abs=0.005)
-    assert memory(PULSE, Setup(context=4096))["kv"] / 1e9 == pytest.approx(2.147, abs=0.001)
+    assert lines["kv"] == 2 * 3392 * 524_288  # two caches of 2,880 visual tokens and 512 of conversation
+    assert lines["kv"] / 2 / 3392 / 2**20 == 0.5
+    assert memory(PULSE, Setup(context=2944 + 1))["kv"] / 2e9 == pytest.approx(1.54, abs=0.005)
+    assert memory(PULSE, Setup(context=4096))["kv"] / 2e9 == pytest.approx(2.147, abs=0.001)
+    # TensorRT reserves one step of the whole length: scores of 32 heads and one layer's rows, or the MLP's
+    rows = 3392 * (4096 + 4096 + 4 * 4096)
+    assert lines["activations"] == 2 * (rows + 32 * 3392**2 + 32000)
     assert memory(PULSE, Setup(kv="int8"))["kv"] * 2 == lines["kv"]
     assert lines["total"] == sum(lines[name] for name in LINES)
+
+
+def test_core_ml_holds_one_cache_with_room_for_a_padded_step():
+    assert memory(PULSE, Setup(target="coreml"))["kv"] == 3520 * 524_288  # 3,392 + 127, in steps of 32
+    assert memory(PULSE, Setup(target="coreml", precision="int8"))["kv"] == 3424 * 524_288
 
 
 def test_pulse_7b_in_fp16_is_the_released_file():
@@ -179,10 +187,10 @@ def test_pulse_7b_on_an_iphone_of_8_gb_is_refused_with_the_line_and_three_remedi
         require_fit(pulse_checkpoint, device, "int4", "coreml")
     sentence = str(caught.value)
     assert caught.value.exit_code == 2
-    assert f"PULSE-7B in int4 does not fit the {load_device(device).title}: it needs 6.75 GB" in sentence
+    assert f"PULSE-7B in int4 does not fit the {load_device(device).title}: it needs 6.68 GB" in sentence
     assert "2.80 GB are planned as usable" in sentence
-    assert "the language-model weights alone (4.17 GB) pass the limit" in sentence
-    assert "(1) the student pulse-2b in int4, 2.19 of 2.80 GB" in sentence
+    assert "the language-model weights alone (3.86 GB) pass the limit" in sentence
+    assert "(1) the student pulse-2b in int4, 2.14 of 2.80 GB" in sentence
     assert "(2) " in sentence
     assert "(3) " in sentence
 
@@ -191,8 +199,8 @@ def test_pulse_7b_on_an_orin_nano_of_8_gb_is_refused_for_its_cache(pulse_checkpo
     with pytest.raises(FitError) as caught:
         require_fit(pulse_checkpoint, "orin-nano-8gb", "int4", "jetson")
     sentence = str(caught.value)
-    assert "the key-value cache of 3,072 tokens (1.61 GB) passes the limit" in sentence
-    assert "language-model weights and vision tower and projector take 4.49 GB of them" in sentence
+    assert "the key-value cache for 3,392 tokens (3.56 GB) passes the limit" in sentence
+    assert "language-model weights and vision tower take 4.49 GB of them" in sentence
     assert "the student pulse-2b in int4" in sentence
     assert "(3) a larger device, Jetson Orin NX 16 GB" in sentence
 
@@ -200,7 +208,7 @@ def test_pulse_7b_on_an_orin_nano_of_8_gb_is_refused_for_its_cache(pulse_checkpo
 def test_what_fits_is_let_through(pulse_checkpoint):
     result = require_fit(pulse_checkpoint, "orin-nx-16gb", "int4", "jetson")
     assert result["fits"] is True
-    assert result["tokens"] == {"visual": 2880, "prompt": 2944, "context": 3072}
+    assert result["tokens"] == {"visual": 2880, "prompt": 2944, "context": 3392}
     assert require_fit(pulse_checkpoint, "x86-cpu", "int4", "onnx")["fits"] is None
     assert require_fit(pulse_checkpoint, "mac-m1-max", "fp16", "coreml")["fits"] is True
 

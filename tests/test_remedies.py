@@ -49,16 +49,16 @@ def test_no_remedy_holds_another_one():
         for r in find_remedies(PULSE, profile, setup, how_many=50)
         if r["device"] == profile.name and r["model"] == PULSE.name
     ]
-    assert len(changes) > 3
+    assert len(changes) >= 3
     assert not [(a, b) for a in changes for b in changes if a < b]
 
 
 def test_the_cheapest_comes_first():
     said = [r["what"] for r in find_remedies(PULSE, load_device("orin-nx-16gb"), Setup(precision="fp16"))]
     assert said == [
-        "an int8 key-value cache and int8 instead of fp16",
         "int4 instead of fp16",
-        "int8 instead of fp16 and half of the visual tokens pruned",
+        "an int8 key-value cache, int8 instead of fp16 and half of the visual tokens pruned",
+        "int8 instead of fp16 and the base view alone instead of 5 tiles",
     ]
     phone = find_remedies(PULSE, load_device("iphone-17-pro"), Setup(target="coreml"))
     assert phone[0]["what"] == "both memory entitlements in the app and an int8 key-value cache"

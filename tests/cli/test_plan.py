@@ -17,7 +17,7 @@ def test_pulse_7b_on_an_orin_nano_is_refused_with_reasons(pulse) -> None:
     assert done.err == ""
     assert "7,062,906,880 parameters in int4" in done.out
     assert re.search(r"language model +3\.86", done.out)
-    assert re.search(r"key-value cache +1\.61 +binding", done.out)
+    assert re.search(r"key-value cache +3\.56 +binding", done.out)
     assert re.search(r"planned as usable +5\.20", done.out)
     assert "does not fit the Jetson Orin Nano 8 GB" in done.out
     assert "Every speed is an estimate" in done.out
@@ -30,7 +30,7 @@ def test_pulse_7b_on_an_orin_nano_is_refused_with_reasons(pulse) -> None:
 def test_pulse_7b_fits_an_orin_nx_of_16_gb(pulse) -> None:
     done = pulse("plan", "pulse-7b", "--device", "orin-nx-16gb")
     assert done.code == 0
-    assert re.search(r"all +8\.00 +fits", done.out)
+    assert re.search(r"all +10\.15 +fits", done.out)
     assert "cheapest first" not in done.out
 
 
@@ -45,7 +45,7 @@ def test_json_holds_everything_and_nothing_else_is_printed(pulse) -> None:
     assert len(result["remedies"]) == 3
     assert result["speed"]["label"] == "estimate"
     assert result["speed"]["sustained_tokens_s"]["value"] < result["speed"]["decode_tokens_s"]["value"]
-    assert "the language-model weights alone (4.17 GB) pass the limit" in result["refusal"]
+    assert "the language-model weights alone (3.86 GB) pass the limit" in result["refusal"]
     assert set(result["setup"]) == {"precision", "tiles", "keep", "context", "kv", "entitled"}
 
 
