@@ -16,6 +16,7 @@ from typing import Any, Final
 from pulse_edge.contract import MAX_TILES, TILE_SIZE
 from pulse_edge.errors import CheckpointError
 from pulse_edge.model.layouts import canonical, pulse_config
+from pulse_edge.model.quantized import INTEGERS
 
 _HEADER_LIMIT: Final = 100_000_000  # safetensors' own bound of a header, bytes
 
@@ -252,10 +253,18 @@ def _header(file: Path) -> dict[str, tuple[int, ...]]:
             end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
             if stream.seek(0, 2) != 8 + size + end:
                 raise ValueError("not as long as its header says")
-        return {
-            canonical(name): tuple(int(side) for side in entry["shape"]) for name, entry in entries.items()
-        }
+        return dict(_weight(name, entry) for name, entry in entries.items())
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error) as error:
         raise CheckpointError(
             f"{file} is damaged or cut short ({type(error).__name__}). Download this file again."
         ) from error
+
+
+def _weight(name: str, entry: Mapping[str, Any]) -> tuple[str, tuple[int, ...]]:
+    """Return a weight's canonical name and shape; integers (model/quantized.py) stand for all of it."""
+    shape = tuple(int(side) for side in entry["shape"])
+    if name.endswith(INTEGERS):
+        name = name.removesuffix(INTEGERS)
+        if entry["dtype"] == "U8" and shape:  # two of four bits in a byte
+            shape = (*shape[:-1], 2 * shape[-1])
+    return canonical(name), shape

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import struct
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -172,6 +174,29 @@ def test_a_truncated_shard_is_refused(copied):
     os.truncate(file, file.stat().st_size - 1)
     with pytest.raises(CheckpointError, match="cut short"):
         read_shape(copied)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_checkpoint_that_holds_integers_has_the_shape_of_the_floats(shared, tmp_path, bits):
+    """In the released layout, whose tower's shape is read off its weights."""
+    from safetensors.numpy import save_file
+
+    from pulse_edge.model.quantized import QuantizedWeight
+    from pulse_edge.model.weights import open_weights
+
+    folder = shared / "golden" / "model" / "pulse_tiny_flat"
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    arrays = {}
+    for name, tensor in open_weights(folder).items():
+        weight = tensor.float().numpy()
+        if weight.ndim == 2 and weight.shape[1] % 2 == 0 and "position" not in name:
+            levels = np.zeros(weight.shape, np.int8)
+            scale = np.ones((len(weight), 1), np.float16)
+            arrays |= QuantizedWeight(bits, levels, scale).stored(name)
+        else:
+            arrays[name] = weight
+    save_file(arrays, tmp_path / "model.safetensors")
+    assert replace(read_shape(tmp_path), name="x") == replace(read_shape(folder), name="x")
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
