@@ -65,6 +65,12 @@ def test_the_cheapest_comes_first():
     assert phone[0]["change"] == {"entitled": True, "kv": "int8"}
 
 
+def test_a_student_comes_in_the_highest_precision_that_fits():
+    found = find_remedies(PULSE, load_device("iphone-15-pro"), Setup("fp16", target="coreml"), how_many=50)
+    said = [r["what"] for r in found if r["model"] != PULSE.name]
+    assert said == ["the student pulse-2b in int4", "the student pulse-0.5b in fp16"]
+
+
 def test_a_given_context_is_not_pruned_away():
     nx = load_device("orin-nx-8gb")
     for remedy in find_remedies(PULSE, nx, Setup(context=4096), how_many=50):
