@@ -17,6 +17,8 @@ _LINES = {
     "runtime": "runtime",
 }
 
+_EXTRAPOLATED = "The model is far smaller than any that was fitted: take the times as lower bounds."
+
 
 @app.command()
 def plan(
@@ -62,14 +64,15 @@ def _print_one(result: dict[str, Any]) -> None:
     console.print(_memory_table(memory))
     if memory["fits"] is None:
         console.print("The profile knows no memory of this device: compare the total with what is free.")
+    console.print()
     console.print(_speed_table(speed))
     reasons: dict[str, list[str]] = {}
     for what, text in speed["sources"].items():
         reasons.setdefault(text, []).append(what)
-    said = ". ".join(f"{' and '.join(what).capitalize()}: {text}" for text, what in reasons.items())
+    said = ". ".join(f"{', '.join(what).capitalize()}: {text}" for text, what in reasons.items())
     console.print(f"Every speed is an estimate. {said}.", markup=False)
     if speed["extrapolated"]:
-        console.print("The model is far smaller than any that was fitted: take the times as lower bounds.")
+        console.print(_EXTRAPOLATED)
     if result["refusal"]:
         console.print(f"\n{result['refusal']}", markup=False)
         console.print(_remedy_table(result["remedies"]))
@@ -150,6 +153,8 @@ def _print_all(result: dict[str, Any]) -> None:
             *(_value(speed[name]) for name in ("vision_ms", "ttft_ms", "decode_tokens_s", "report_s")),
         )
     console.print(table)
+    if result["devices"][0]["speed"]["extrapolated"]:
+        console.print(_EXTRAPOLATED)
     if result["left_out"]:
         left = ", ".join(f"{name} ({why})" for name, why in result["left_out"].items())
         console.print(f"Left out: {left}.", markup=False)
