@@ -18,7 +18,16 @@ PUBLIC = {
     "preprocess": "(image",
     "load": "(path",
 }
-VERBS = ["doctor", "eval", "export", "quantize", "run", "train", "verify"]
+VERBS = [
+    "doctor",
+    "eval",
+    "export",
+    "plan",
+    "quantize",
+    "run",
+    "train",
+    "verify",
+]
 ERRORS = {
     "PulseEdgeError": 1,
     "UserError": 2,
@@ -30,6 +39,7 @@ ERRORS = {
     "MissingExtraError": 1,
     "GateError": 1,
     "BudgetError": 3,
+    "FitError": 2,
 }
 
 
