@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pulse_edge.bundle.engines import read_engines
-from pulse_edge.bundle.manifest import read_manifest
+from pulse_edge.bundle.manifest import ENGINES, read_manifest
 
 # Section of the result -> fields of the manifest. Fields that no section names come as "other".
 SECTIONS: Final[dict[str, tuple[str, ...]]] = {
@@ -46,7 +46,9 @@ def diff_bundles(a: Path, b: Path) -> dict[str, Any]:
     for section, fields in {**SECTIONS, "other": tuple(rest)}.items():
         changes[section] = [c for field in fields for c in _compare(field, one.get(field), two.get(field))]
     changes["graphs"] += list(_compare("", one["graphs"], two["graphs"]))
-    built = [{k: v for k, v in (read_engines(Path(x)) or {}).items() if k != "digest"} for x in (a, b)]
+    built = [
+        {k: v for k, v in (read_engines(Path(x) / ENGINES) or {}).items() if k != "digest"} for x in (a, b)
+    ]
     changes["engines"] = list(_compare("", *built))
     changes = {section: rows for section, rows in changes.items() if rows}
     return {"a": str(a), "b": str(b), "same": not changes, "changes": changes}

@@ -48,20 +48,23 @@ def write_engines(folder: Path, fields: Mapping[str, Any], key: Path | None = No
     return index
 
 
-def read_engines(bundle: Path) -> dict[str, Any] | None:
-    """Return the index of a bundle's engines, None if there are none.
+def read_engines(folder: Path) -> dict[str, Any] | None:
+    """Return the index of a folder of engines, None if it has none.
+
+    Args:
+        folder: ``engines`` in a bundle.
 
     Raises:
         BundleError: it cannot be read or lacks a field.
     """
-    path = Path(bundle) / ENGINES / INDEX
+    path = Path(folder) / INDEX
     if not path.is_file():
         return None
     index = read_json(path, "an index of engines")
     missing = [name for name in _REQUIRED if name not in index]
     missing = missing or [n for n in ("constraints", "engines", "files") if not isinstance(index[n], dict)]
     if missing:
-        raise BundleError(f"{path} lacks {', '.join(missing)}. {REBUILD.format(bundle=bundle)}")
+        raise BundleError(f"{path} lacks {', '.join(missing)}. {REBUILD.format(bundle=path.parent.parent)}")
     return index
 
 
@@ -69,7 +72,7 @@ def engine_problems(bundle: Path, manifest: Mapping[str, Any], keys: Sequence[Pa
     """Compare the folder ``engines`` with its index; return one sentence for each problem."""
     folder, again = Path(bundle) / ENGINES, REBUILD.format(bundle=bundle)
     try:
-        index = read_engines(bundle)
+        index = read_engines(folder)
     except BundleError as error:
         return [str(error)]
     if index is None:
