@@ -5,6 +5,7 @@ Each stands in a module of its own, and everything heavy is imported inside the 
 
 from __future__ import annotations
 
+from pulse_edge.commands._build import build
 from pulse_edge.commands._doctor import doctor
 from pulse_edge.commands._evaluate import evaluate
 from pulse_edge.commands._export import export
@@ -12,4 +13,4 @@ from pulse_edge.commands._run import run
 from pulse_edge.commands._train import train
 from pulse_edge.commands._verify import verify
 
-__all__ = ["doctor", "evaluate", "export", "run", "train", "verify"]
+__all__ = ["build", "doctor", "evaluate", "export", "run", "train", "verify"]

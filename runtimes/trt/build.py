@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any, Final
 
 from pulse_edge.bundle.files import atomic_file, write_atomic
+from pulse_edge.bundle.manifest import ENGINES
 from pulse_edge.errors import BundleError, PulseEdgeError
 from pulse_edge.runtimes.trt.api import Config, IBuilder, INetwork, IParser, TensorRT, make_logger, why
 
@@ -38,7 +39,8 @@ class Options:
     Attributes:
         workspace_mb: most memory that TensorRT may use for one layer's work.
         strip_weights: store engines without weights; they are refit from the graphs when loaded.
-        timing_cache: file to read measured timings from and write them to.
+        timing_cache: file to read measured timings from and write them to; by default those of the
+            engines that are there are read.
     """
 
     workspace_mb: int = 1024
@@ -109,7 +111,8 @@ def build_engines(
         PulseEdgeError: the build fails.
         KeyboardInterrupt: by Ctrl-C; TensorRT was stopped first.
     """
-    plan, cache = read_profiles(folder, manifest), _read_cache(options.timing_cache)
+    plan = read_profiles(folder, manifest)
+    cache = _read_cache(options.timing_cache or folder / ENGINES / TIMING_CACHE)
     made = {}
     with _interruptible() as stopped:
         for role in ROLES:
@@ -210,10 +213,10 @@ class _Build:
             )
 
 
-def _read_cache(path: Path | None) -> bytes:
+def _read_cache(path: Path) -> bytes:
     """Read a timing cache; a file that is not there yet is an empty one."""
     try:
-        return path.read_bytes() if path is not None else b""
+        return path.read_bytes()
     except FileNotFoundError:
         return b""
     except OSError as error:
