@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Final
 
+from pulse_edge import interrupt
 from pulse_edge.errors import PulseEdgeError, UserError
 
 _UNUSABLE: Final = (
@@ -50,6 +51,7 @@ def atomic_file(path: Path, mode: int = 0o644) -> Iterator[IO[bytes]]:
                 stream.flush()
                 os.fsync(stream.fileno())
             os.chmod(temporary, mode)
+            interrupt.check()
             os.replace(temporary, path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
@@ -82,6 +84,7 @@ def atomic_folder(path: Path, beside: Path | None = None) -> Iterator[Path]:
             work.chmod(0o755)
             yield work
             _flush(work)
+            interrupt.check()
             if path.exists():
                 old = work.with_suffix(".replaced")
                 _swap(path, work, old)

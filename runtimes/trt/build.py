@@ -288,7 +288,8 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
     def ignore(number: int, frame: FrameType | None) -> None:
         """The pipe has it."""
 
-    before = {number: signal.signal(number, ignore) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, ignore) for number in heard}
     old = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
         yield stopped
