@@ -44,8 +44,8 @@ def _show(result: dict[str, Any], dry_run: bool) -> None:
     if not result["built"]:
         if not dry_run:
             typer.echo(
-                f"pulse-edge: {result['reason']} Nothing was built. trtexec is here and makes the same engines, "
-                "beside the bundle and for other programs than pulse-edge, with these lines:",
+                f"pulse-edge: {result['reason']}. Nothing was built. trtexec is here; these lines make the "
+                "same engines beside the bundle, for other programs than pulse-edge:",
                 err=True,
             )
         typer.echo("\n".join(result["commands"]))

@@ -10,10 +10,15 @@ import typer
 
 from pulse_edge.cli.base import Json, app, print_json, steps
 
-group = typer.Typer(
-    help="Sign, compare, pack and install bundles.", no_args_is_help=True, rich_markup_mode=None
-)
+group = typer.Typer(help="Sign, compare, pack and install bundles.", rich_markup_mode=None)
 app.add_typer(group, name="bundle")
+
+
+@group.callback(invoke_without_command=True)
+def _main(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
 
 Bundle = Annotated[Path, typer.Argument(help="Folder of the bundle.")]
 Into = Annotated[Path, typer.Option(help="Folder of the installation.")]
@@ -98,9 +103,8 @@ def bundle_kit(
     if as_json:
         print_json(result)
         return
-    typer.echo(
-        f"kit          {result['kit']}  ({result['bytes'] / 1e6:.1f} MB, sha256 {result['sha256'][:12]})"
-    )
+    size, digest = f"{result['bytes'] / 1e6:.1f} MB", result["sha256"][:12]
+    typer.echo(f"kit          {result['kit']}  ({size}, sha256 {digest})")
     typer.echo(f"wheels       {len(result['wheels'])} for Python {python} on {machine}")
     typer.echo("on a device  tar xf KIT.tar && sh install.sh DIR")
 
