@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from pulse_edge import commands
+from pulse_edge import cli, commands
 from pulse_edge.bundle import read_manifest, verify_bundle, write_manifest
 from pulse_edge.bundle.engines import read_engines
 from pulse_edge.bundle.signature import REQUIRE_KEY, make_keys, sign_bundle
@@ -22,7 +22,7 @@ from pulse_edge.errors import BundleError, GateError, PulseEdgeError, UnknownNam
 from pulse_edge.runtimes.load import load
 from pulse_edge.runtimes.trt.build import read_profiles
 from pulse_edge.runtimes.trt.lines import trtexec_lines
-from pulse_edge.samples import samples
+from pulse_edge.samples import SAMPLES, samples
 
 
 def plan_of(folder, role):
@@ -347,3 +347,53 @@ def test_files_among_the_engines_that_nobody_listed(own, plug) -> None:
     assert verify_bundle(folder) == []
     (folder / "engines" / "more").write_bytes(b"x")
     assert verify_bundle(folder) == ["engines/more is not part of the engines; delete it."]
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def typed(monkeypatch, capsys):
+    """Run the command in this process; exit code, standard output and standard error."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["pulse-edge", *map(str, words)])
+        with pytest.raises(SystemExit) as left_with:
+            cli.main()
+        return int(left_with.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+def test_the_command_builds_runs_and_explains(own, plug, typed, two_pages) -> None:
+    plug()
+    folder = own()
+    code, out, err = typed("build", folder)
+    assert (code, err) == (0, "")
+    assert re.search(r"^tied to +SM 8\.7, TensorRT 10\.3\.0; L4T not known$", out, flags=re.MULTILINE)
+    assert re.search(r"^parity +logits within \S+ of ONNX Runtime on 2 real ECGs, 0 of 10", out, re.MULTILINE)
+    code, out, _ = typed("build", folder, "--no-parity", "--json")
+    assert (code, json.loads(out)["built"], json.loads(out)["parity"]) == (0, True, None)
+    page = SAMPLES / "normal.png"
+    code, out, err = typed("run", folder, "--image", page, "--ask", "Rate?", "--max-new-tokens", 2, "--json")
+    assert (code, err) == (0, "")
+    plug("10.13.3.9")
+    code, out, err = typed("run", folder, "--image", page, "--ask", "Rate?", "--max-new-tokens", 2)
+    assert code == 0
+    assert "pulse-edge: runs in ONNX Runtime, not TensorRT: The engines were built for TensorRT 10.3.0" in err
+    assert "runs in" not in out
+
+
+def test_the_command_prints_lines_for_trtexec(own, typed, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    program = tmp_path / "trtexec"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("TRTEXEC", str(program))
+    code, out, err = typed("build", own())
+    assert code == 1
+    assert "Nothing was built" in err
+    assert [line.split()[0] for line in out.splitlines()] == ["mkdir", *[str(program)] * 3]
+    code, out, err = typed("build", own(name="again"), "--dry-run")
+    assert (code, err) == (0, "")
+    assert len(out.splitlines()) == 4
