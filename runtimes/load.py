@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final
@@ -62,45 +63,62 @@ def load(
 def _open_bundle(
     folder: Path, verify: bool, threads: int | None, keys: list[Path], runtime: str | None
 ) -> Session:
+    manifest = sound_manifest(folder, keys) if verify or keys else read_manifest(folder)
+    backend, how = _choose(folder, manifest, threads, runtime)
+    return open_session(folder, manifest, backend, how)
+
+
+def sound_manifest(folder: Path, keys: Sequence[Path] = ()) -> dict[str, Any]:
+    """Return a bundle's manifest once every file was compared with it.
+
+    Raises:
+        BundleError: the bundle is damaged, incomplete, newer than this pulse-edge, or not signed with one
+            of the ``keys``.
+    """
     manifest = read_manifest(folder)
-    problems = verify_bundle(folder, keys) if verify or keys else []
+    problems = verify_bundle(folder, keys)
     if problems:
         count = f" ({len(problems)} problems)" if len(problems) > 1 else ""
         raise BundleError(f"The bundle {folder} is not sound{count}: {problems[0]}")
+    return manifest
+
+
+def open_session(
+    folder: Path, manifest: dict[str, Any], backend: Callable[[], Backend], how: str = ""
+) -> Session:
+    """Open a session over the backend of a bundle; ``how`` says what runs it.
+
+    Raises:
+        BundleError: the manifest lacks a field.
+    """
     try:
-        backend, how = _backend(folder, manifest, threads, runtime)
-        return bundle_session(folder, manifest, backend, how)
+        return Session(
+            backend(),
+            Tokenizer.from_folder(folder),
+            manifest["labels"],
+            manifest["scoring"],
+            manifest["generation"]["max_new_tokens"],
+            how,
+        )
     except (KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{folder / MANIFEST} lacks a field ({error}). Export the bundle again.") from error
 
 
-def bundle_session(folder: Path, manifest: dict[str, Any], backend: Backend, how: str = "") -> Session:
-    """Put a session over a backend that runs a bundle."""
-    return Session(
-        backend,
-        Tokenizer.from_folder(folder),
-        manifest["labels"],
-        manifest["scoring"],
-        manifest["generation"]["max_new_tokens"],
-        how,
-    )
-
-
-def _backend(
+def _choose(
     folder: Path, manifest: dict[str, Any], threads: int | None, runtime: str | None
-) -> tuple[Backend, str]:
-    """Choose what runs a bundle here; return it and a sentence about it."""
+) -> tuple[Callable[[], Backend], str]:
+    """Choose what runs a bundle here; return what opens it and a sentence about it."""
     how = "ONNX Runtime"
     if runtime == "tensorrt" or (runtime is None and (folder / ENGINES).is_dir()):
         from pulse_edge.runtimes.tensorrt import TensorRTBackend, unusable
 
         reason = unusable(folder) if runtime is None else None
         if reason is None:
-            return TensorRTBackend(folder, manifest), "TensorRT"
+            return lambda: TensorRTBackend(folder, manifest), "TensorRT"
         how = f"ONNX Runtime, not TensorRT: {reason}. Build engines for it: pulse-edge build {folder}"
     from pulse_edge.runtimes.onnx import OnnxBackend
 
-    return OnnxBackend(folder, manifest, threads), how
+    return lambda: OnnxBackend(folder, manifest, threads), how
 
 
 def _open_checkpoint(path: str | PathLike[str]) -> Session:

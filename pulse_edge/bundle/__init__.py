@@ -7,7 +7,14 @@ checks, ``engines`` describes what a device adds, ``diff`` compares two bundles,
 
 from __future__ import annotations
 
-from pulse_edge.bundle.files import atomic_file, atomic_folder, need_space, sha256_file, write_atomic
+from pulse_edge.bundle.files import (
+    atomic_file,
+    atomic_folder,
+    disk_errors,
+    need_space,
+    sha256_file,
+    write_atomic,
+)
 from pulse_edge.bundle.manifest import (
     REQUIRED,
     manifest_digest,
@@ -20,6 +27,7 @@ __all__ = [
     "REQUIRED",
     "atomic_file",
     "atomic_folder",
+    "disk_errors",
     "manifest_digest",
     "need_space",
     "read_manifest",

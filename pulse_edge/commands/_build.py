@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -151,7 +152,7 @@ def _build(
     parity: bool,
     report: Callable[[str], None],
 ) -> dict[str, Any]:
-    from pulse_edge.bundle import atomic_folder, need_space
+    from pulse_edge.bundle import atomic_folder, disk_errors, need_space
     from pulse_edge.bundle.engines import write_engines
     from pulse_edge.bundle.manifest import ENGINES
     from pulse_edge.doctor import installed_version
@@ -169,7 +170,11 @@ def _build(
         "toolchain": {name: installed_version(name) for name in ("pulse-edge", "cuda-python")},
         "parity": None,
     }
-    with atomic_folder(folder / ENGINES, beside=folder) as work:
+    # Beside the bundle, in which every file is accounted for, a build that is killed leaves no trace.
+    place = folder.resolve()
+    with disk_errors(place.parent):
+        scratch = tempfile.mkdtemp(prefix=f".{place.name}.engines.", suffix=".partial", dir=place.parent)
+    with atomic_folder(place / ENGINES, Path(scratch)) as work:
         fields["engines"] = build_engines(trt, folder, manifest, work, options, tick)
         index = write_engines(work, fields, key)
         if parity:
@@ -183,14 +188,14 @@ def _parity(folder: Path, manifest: dict[str, Any], engines: Path) -> dict[str, 
     from pulse_edge.ecg.paper import render
     from pulse_edge.ecg.record import read_record
     from pulse_edge.evaluate.parity import compare
-    from pulse_edge.runtimes.load import bundle_session
+    from pulse_edge.runtimes.load import open_session
     from pulse_edge.runtimes.onnx import OnnxBackend
     from pulse_edge.runtimes.tensorrt import TensorRTBackend
     from pulse_edge.samples import SAMPLES, samples
 
     pages = [render(read_record(SAMPLES / row["record"])).image for row in samples()]
-    reference = bundle_session(folder, manifest, OnnxBackend(folder, manifest))
-    candidate = bundle_session(folder, manifest, TensorRTBackend(folder, manifest, engines))
+    reference = open_session(folder, manifest, lambda: OnnxBackend(folder, manifest))
+    candidate = open_session(folder, manifest, lambda: TensorRTBackend(folder, manifest, engines))
     try:
         return compare(reference, candidate, pages, manifest["precision"]["decoder"])
     except GateError as error:
