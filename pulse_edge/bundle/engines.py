@@ -28,7 +28,8 @@ from pulse_edge.errors import BundleError
 INDEX: Final = "engines.json"
 REBUILD: Final = "Build again from the portable half: pulse-edge build {bundle}"
 _REQUIRED: Final = ("portable", "constraints", "engines", "files", "digest")
-_TIED: Final = ("sm", "tensorrt")  # an engine runs on this GPU architecture and this version only
+# An engine runs on this GPU architecture and this version only.
+_TIED: Final = {"sm": "compute capability (SM)", "tensorrt": "TensorRT"}
 
 
 def write_engines(folder: Path, fields: Mapping[str, Any], key: Path | None = None) -> dict[str, Any]:
@@ -79,7 +80,8 @@ def engine_problems(bundle: Path, manifest: Mapping[str, Any], keys: Sequence[Pa
         return [f"The folder {ENGINES} has no {INDEX}; make it with `pulse-edge build`, or delete it."]
     listed = index["files"]
     problems = [
-        f"{ENGINES}/{text.split(';')[0]}; delete the folder {ENGINES}, or run: pulse-edge build {bundle}"
+        f"{ENGINES}/{text.split(';')[0].replace('exported', 'built')}; delete the folder {ENGINES}, or run: "
+        f"pulse-edge build {bundle}"
         for name, entry in listed.items()
         if (text := file_problem(folder, name, entry))
     ]
@@ -105,11 +107,7 @@ def mismatch(index: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
         index: of the engines.
         here: ``sm`` and ``tensorrt`` as detected, e.g. ``"8.7"`` and ``"10.3.0"``.
     """
-    names = {"sm": "compute capability (SM)", "tensorrt": "TensorRT"}
     built = index["constraints"]
-    wrong = [
-        f"{names[key]} {built.get(key)}, and this machine has {here.get(key)}"
-        for key in _TIED
-        if built.get(key) != here.get(key)
-    ]
-    return f"The engines were built for {' and for '.join(wrong)}" if wrong else None
+    wrong = [key for key in _TIED if built.get(key) != here.get(key)]
+    there, now = (" and ".join(f"{_TIED[key]} {of.get(key)}" for key in wrong) for of in (built, here))
+    return f"The engines were built for {there}, and this machine has {now}" if wrong else None

@@ -10,8 +10,8 @@ are therefore only taken from the enumerations.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from pulse_edge.errors import PulseEdgeError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 Shape = Sequence[int]
+Made = TypeVar("Made")
 
 
 class Tensor(Protocol):
@@ -273,6 +274,21 @@ def make_logger(trt: TensorRT) -> Any:
             self.warnings.append(" ".join(text.split()))
 
     return type("Logger", (trt.ILogger,), {"__init__": start, "log": log})()
+
+
+def start(make: Callable[[Any], Made], logger: Any) -> Made:
+    """Make a ``Builder`` or a ``Runtime``, which start CUDA.
+
+    Raises:
+        PulseEdgeError: they do not; the bindings then say TypeError.
+    """
+    try:
+        return make(logger)
+    except TypeError as error:
+        raise PulseEdgeError(
+            f"TensorRT does not start: {why(logger)}. `pulse-edge doctor --device` says what is missing; "
+            "on a Jetson the user must be in the groups video and render."
+        ) from error
 
 
 def why(logger: Any) -> str:

@@ -22,7 +22,7 @@ from typing import Any, Final
 from pulse_edge.bundle.files import atomic_file, write_atomic
 from pulse_edge.bundle.manifest import ENGINES
 from pulse_edge.errors import BundleError, PulseEdgeError
-from pulse_edge.runtimes.trt.api import Config, IBuilder, INetwork, IParser, TensorRT, make_logger, why
+from pulse_edge.runtimes.trt.api import Config, IBuilder, INetwork, IParser, TensorRT, make_logger, start, why
 
 ROLES: Final = ("vision", "embed", "decoder")
 KINDS: Final = ("min", "opt", "max")
@@ -39,8 +39,8 @@ class Options:
     Attributes:
         workspace_mb: most memory that TensorRT may use for one layer's work.
         strip_weights: store engines without weights; they are refit from the graphs when loaded.
-        timing_cache: file to read measured timings from and write them to; by default those of the
-            engines that are there are read.
+        timing_cache: file to read measured timings from and write them to after every engine, so that a
+            build that was stopped is soon where it was; by default those of the engines there are read.
     """
 
     workspace_mb: int = 1024
@@ -117,20 +117,20 @@ def build_engines(
     with _interruptible() as stopped:
         for role in ROLES:
             build = _Build(trt, role, options, cache, stopped, tick)
-            start = time.perf_counter()
+            begun = time.perf_counter()
             graph = folder / manifest["graphs"][role]["file"]
             cache = build.run(graph, plan[role], output / f"{role}.engine")
             made[role] = {
                 "file": f"{role}.engine",
                 "bytes": (output / f"{role}.engine").stat().st_size,
-                "seconds": round(time.perf_counter() - start, 1),
+                "seconds": round(time.perf_counter() - begun, 1),
                 "profiles": list(plan[role]),
                 "stripped": options.strip_weights,
             }
+            if cache and options.timing_cache is not None:  # a build that is stopped later has these
+                write_atomic(options.timing_cache, cache)
     if cache:
         write_atomic(output / TIMING_CACHE, cache)
-        if options.timing_cache is not None:
-            write_atomic(options.timing_cache, cache)
     return made
 
 
@@ -153,7 +153,7 @@ class _Build:
 
     def run(self, graph: Path, uses: Profiles, output: Path) -> bytes:
         """Build, write the engine, and return the timing cache."""
-        builder = self.trt.Builder(self.logger)
+        builder = start(self.trt.Builder, self.logger)
         network, parser = self._parse(builder, graph)
         config = self._configure(builder)
         for name, use in uses.items():
@@ -229,7 +229,7 @@ def _monitor(trt: TensorRT, tick: Tick, stopped: Callable[[], bool]) -> Any:
     """Return a progress monitor. TensorRT calls it from threads of its own, phases within phases."""
     lock = threading.Lock()
 
-    def start(self: Any) -> None:
+    def begin(self: Any) -> None:
         trt.IProgressMonitor.__init__(self)
         self.steps, self.outer = {}, set()
 
@@ -253,7 +253,7 @@ def _monitor(trt: TensorRT, tick: Tick, stopped: Callable[[], bool]) -> Any:
             self.outer.discard(phase_name)
 
     members = {
-        "__init__": start,
+        "__init__": begin,
         "phase_start": phase_start,
         "step_complete": step_complete,
         "phase_finish": phase_finish,

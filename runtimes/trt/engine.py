@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pulse_edge.errors import BundleError, PulseEdgeError
-from pulse_edge.runtimes.trt.api import Context, CudaEngine, TensorRT, why
+from pulse_edge.runtimes.trt.api import Context, CudaEngine, TensorRT, start, why
 from pulse_edge.runtimes.trt.cuda import Buffer, Cuda
 
 # dtype in the manifest -> name in tensorrt.DataType, and bytes.
@@ -44,7 +44,7 @@ class Engine:
         weights: Path | None = None,
     ) -> None:
         self._trt, self._logger, self._cuda, self.path = trt, logger, cuda, path
-        self.runtime = trt.Runtime(logger)
+        self.runtime = start(trt.Runtime, logger)
         self.engine = self._load()
         self._check(graph)
         if weights is not None:

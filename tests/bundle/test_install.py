@@ -7,6 +7,7 @@ import fcntl
 import io
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -331,3 +332,19 @@ def test_a_full_disk_is_seen_before_anything_is_written(kit, tiny, tmp_path, mon
         assert caught.value.exit_code == 1
     assert left(tmp_path / "device") == [".lock", "versions"]
     assert module.current_version(tmp_path / "device") is None
+
+
+def test_a_flipped_bit_anywhere_in_a_kit_is_found_or_harmless(kit, tiny, tmp_path) -> None:
+    """What is installed is the bundle that was packed, or nothing."""
+    sound, rng, into = kit.read_bytes(), random.Random(0), tmp_path / "device"
+    bad, refused = tmp_path / "bad.tar", 0
+    for _ in range(150):
+        damaged = bytearray(sound)
+        damaged[rng.randrange(len(sound))] ^= 1 << rng.randrange(8)
+        bad.write_bytes(damaged)
+        try:
+            assert install(bad, into)["installed"] == version(tiny)
+            assert verify_bundle(into / "current") == []
+        except BundleError:
+            refused += 1
+    assert refused > 20

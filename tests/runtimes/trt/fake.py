@@ -68,6 +68,7 @@ class Machine:
         self.cache_hits = self.builds = 0
         self.fail_build: str | None = None  # what the builder is to complain of
         self.step_seconds = 0.0
+        self.starts = True  # whether CUDA does
         self.module = self._module()
 
     def _module(self) -> ModuleType:
@@ -285,6 +286,9 @@ class Builder:
     def __init__(self, logger: ILogger) -> None:
         want(logger, ILogger, "Builder.__init__")
         self._logger = weakref.ref(logger)
+        if not self.machine.starts:
+            logger.error("CUDA initialization failure with error: 35")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
 
     def create_network(self, flags: int = 0) -> INetworkDefinition:
         want(flags, int, "create_network")
@@ -397,6 +401,9 @@ class Runtime:
     def __init__(self, logger: ILogger) -> None:
         want(logger, ILogger, "Runtime.__init__")
         self._logger = weakref.ref(logger)
+        if not self.machine.starts:
+            logger.error("CUDA initialization failure with error: 35")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
 
     def deserialize_cuda_engine(self, serialized_engine: Any) -> ICudaEngine | None:
         plan = bytes(memoryview(serialized_engine))

@@ -3,7 +3,8 @@
 The wheels ``tensorrt-cu1x-bindings`` on PyPI hold the compiled bindings but not the libraries behind them, so
 they do not import. The few C functions that they need from there are made here as empty ones, with which
 the module imports and shows its signatures; nothing of it can be called. Only names and types of what
-pulse-edge uses are kept, in ``api.json`` beside this file. Needs pip, a C compiler, binutils and a network.
+pulse-edge uses are kept, in ``api.json`` beside this file; our logger and progress monitor, which derive from
+classes of theirs, are made and called. Needs pip, a C compiler, binutils and a network.
 """
 
 from __future__ import annotations
@@ -80,6 +81,25 @@ def members(path):
     return {key: int(entry) for key, entry in value.__members__.items()}
 print(json.dumps({"members": out, "enums": {name: members(name) for name in enums}}))
 """
+# The classes that we derive from theirs, made and called with the real ones.
+EXERCISE = """
+import json, warnings
+warnings.simplefilter("ignore")
+import tensorrt_bindings as trt
+from pulse_edge.runtimes.trt.api import make_logger
+from pulse_edge.runtimes.trt.build import _monitor
+logger, seen = make_logger(trt), []
+for level in trt.ILogger.Severity.__members__.values():
+    logger.log(level, f"{level.name}  text")
+assert isinstance(logger, trt.ILogger) and logger.warnings == ["WARNING text"]
+assert logger.errors == ["INTERNAL_ERROR text", "ERROR text"]
+monitor = _monitor(trt, lambda *row: seen.append(row), lambda: len(seen) > 1)
+monitor.phase_start("build", None, 2)
+assert isinstance(monitor, trt.IProgressMonitor) and monitor.step_complete("build", 0) is False
+assert seen == [("build", 0, 2), ("build", 1, 2)]
+assert str(trt.BuilderFlag.REFIT_IDENTICAL) and trt.ExecutionContextAllocationStrategy.USER_MANAGED
+print(json.dumps({"exercised": True}))
+"""
 READ_CUDA = """
 import json, sys
 from cuda.bindings import runtime
@@ -113,7 +133,8 @@ def _stub_libraries(module: Path, folder: Path) -> Path:
 
 
 def _read(script: str, folder: Path, *arguments: str) -> dict[str, object]:
-    env = {**os.environ, "PYTHONPATH": str(folder), "LD_LIBRARY_PATH": str(folder)}
+    root = Path(__file__).resolve().parents[3]
+    env = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{root}", "LD_LIBRARY_PATH": str(folder)}
     command = [sys.executable, "-c", script, *arguments]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     return dict(json.loads(done.stdout))
@@ -128,6 +149,7 @@ def main() -> None:
             _stub_libraries(folder / "tensorrt_bindings" / "tensorrt.so", folder)
             version = requirement.partition("==")[2]
             record["tensorrt"][version] = _read(READ_TENSORRT, folder, json.dumps(CLASSES), ENUMS)
+            _read(EXERCISE, folder)
         for requirement in CUDA:
             folder = _download(requirement, Path(scratch) / requirement)
             _download("cuda-pathfinder", folder)

@@ -119,8 +119,8 @@ def test_a_graph_that_cannot_be_captured_is_run_without(built, pages, monkeypatc
 @pytest.mark.parametrize(
     ("version", "sm", "reason"),
     [
-        ("10.13.3.9", "8.7", r"built for TensorRT 10\.3\.0, and this machine has 10\.13\.3\.9"),
-        ("10.3.0", "11.0", r"built for compute capability \(SM\) 8\.7, and this machine has 11\.0"),
+        ("10.13.3.9", "8.7", r"built for TensorRT 10\.3\.0, and this machine has TensorRT 10\.13\.3\.9"),
+        ("10.3.0", "11.0", r"built for compute capability \(SM\) 8\.7, and this machine has .* 11\.0"),
     ],
 )
 def test_engines_of_another_machine_are_explained_and_built_again(

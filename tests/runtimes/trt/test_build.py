@@ -77,7 +77,7 @@ def test_a_build_adds_engines_with_what_they_are_tied_to(own, plug, version, two
     assert any(re.fullmatch(r"decoder: Building Engine \(\d+ of \d+\)", line) for line in said)
 
 
-def test_timings_are_kept_and_used_again(own, plug, tmp_path) -> None:
+def test_timings_are_kept_and_used_again(own, plug, tmp_path, monkeypatch) -> None:
     machine, folder = plug(), own()
     cache = tmp_path / "timing.cache"
     commands.build(folder, timing_cache=cache, parity=False)
@@ -91,6 +91,21 @@ def test_timings_are_kept_and_used_again(own, plug, tmp_path) -> None:
     commands.build(folder, timing_cache=cache, parity=False)  # another version's: measured anew
     assert other.cache_hits == 0
     assert other.builds == 3
+    cache.unlink()
+    other.fail_build, real = None, other.module.Builder.build_serialized_network
+
+    def failing(self, network, config):
+        other.fail_build = "out of memory" if other.builds == 5 else None
+        return real(self, network, config)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(other.module.Builder, "build_serialized_network", failing)
+        with pytest.raises(PulseEdgeError, match="did not build the engine decoder"):
+            commands.build(folder, timing_cache=cache, parity=False)
+    other.fail_build = None
+    hits = other.cache_hits
+    commands.build(folder, timing_cache=cache, parity=False)
+    assert other.cache_hits == hits + 2  # of the two engines that were done
     cache.write_bytes(b"no cache")
     commands.build(folder, timing_cache=cache, parity=False)
     assert cache.read_bytes() != b"no cache"
@@ -174,6 +189,15 @@ def test_a_full_disk_is_seen_before_the_build(own, plug, monkeypatch) -> None:
     with pytest.raises(PulseEdgeError, match="Building the engines needs"):
         commands.build(folder)
     assert machine.builds == 0
+
+
+def test_a_tensorrt_that_does_not_start_says_why(own, plug) -> None:
+    machine, folder = plug(), own()
+    commands.build(folder, parity=False)
+    machine.starts = False
+    for call in (lambda: commands.build(folder, parity=False), lambda: load(folder)):
+        with pytest.raises(PulseEdgeError, match=r"does not start: CUDA initialization failure.*doctor"):
+            call()
 
 
 def test_bundles_that_cannot_be_built(own, plug, tmp_path) -> None:
