@@ -54,7 +54,8 @@ def install(source: Path, into: Path, keys: Sequence[Path] = ()) -> dict[str, An
         keys: public keys; if there are any, one of them must have signed bundle and kit.
 
     Returns:
-        ``{"installed": version, "path": folder, "previous": version or None, "current": link}``.
+        ``{"installed": version, "path": folder, "previous": version or None, "current": link, "engines":
+        whether it has some}``.
 
     Raises:
         BundleError: the source is damaged, unsafe or not signed as required; nothing was changed.
@@ -80,19 +81,14 @@ def install(source: Path, into: Path, keys: Sequence[Path] = ()) -> dict[str, An
         if version != previous:
             _write_history(into, [*_past(into, previous), version])
             _switch(into, version)
-    return {
-        "installed": version,
-        "path": str(target),
-        "previous": previous if previous != version else None,
-        "current": str(into / CURRENT),
-    }
+    return _result(into, version, previous if previous != version else None)
 
 
 def rollback(into: Path, keys: Sequence[Path] = ()) -> dict[str, Any]:
     """Go back to the version that was current before; it is verified first.
 
     Returns:
-        ``{"installed": version, "path": folder, "previous": the version left, "current": link}``.
+        The same as :func:`install`; ``previous`` is the version that was left.
 
     Raises:
         UserError: nothing is installed there, or there is no earlier version.
@@ -113,11 +109,17 @@ def rollback(into: Path, keys: Sequence[Path] = ()) -> dict[str, Any]:
             raise BundleError(f"The earlier version {past[-1]} is not sound; {now} stays. {problems[0]}")
         _switch(into, past[-1])
         _write_history(into, past)
+    return _result(into, past[-1], now)
+
+
+def _result(into: Path, version: str, previous: str | None) -> dict[str, Any]:
+    target = into / VERSIONS / version
     return {
-        "installed": past[-1],
+        "installed": version,
         "path": str(target),
-        "previous": now,
+        "previous": previous,
         "current": str(into / CURRENT),
+        "engines": (target / ENGINES).is_dir(),
     }
 
 
@@ -177,7 +179,8 @@ def _locked(into: Path) -> Iterator[None]:
         except OSError as error:
             raise UserError(f"Another installation into {into} is running. Wait for it to end.") from error
         for left in (into / VERSIONS).glob(".*"):  # by an installation that was killed
-            shutil.rmtree(left, ignore_errors=True)
+            if f".{ENGINES}." not in left.name:  # those of `pulse-edge build` may be of one that runs
+                shutil.rmtree(left, ignore_errors=True)
         yield
 
 

@@ -136,4 +136,6 @@ def _print_installed(result: dict[str, Any], as_json: bool) -> None:
         return
     typer.echo(f"current      {result['installed']}")
     typer.echo(f"before       {result['previous'] or 'the same, or none'}")
+    if not result["engines"]:
+        typer.echo(f"engines      none; on a Jetson: pulse-edge build {result['path']}")
     typer.echo(f"next         pulse-edge run {result['current']} --image PAGE.png")

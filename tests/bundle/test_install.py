@@ -44,6 +44,7 @@ def test_a_bundle_is_installed_and_is_current(tiny, tmp_path) -> None:
         "path": str(into / "versions" / name),
         "previous": None,
         "current": str(into / "current"),
+        "engines": False,
     }
     assert os.readlink(into / "current") == f"versions/{name}"
     assert verify_bundle(into / "current") == []
@@ -75,6 +76,10 @@ def test_installing_the_current_version_again_changes_nothing(tiny, tmp_path) ->
     result = install(tiny, into)
     assert result["previous"] is None
     assert mark.stat().st_ino == before
+    (into / "versions" / ".x.engines.abc.partial").mkdir()  # of a build that is running
+    (into / "versions" / ".staging.abc.partial").mkdir()  # of an installation that was killed
+    install(tiny, into)
+    assert [path.name for path in (into / "versions").glob(".*")] == [".x.engines.abc.partial"]
     assert json.loads((into / "history.json").read_text()) == [version(tiny)]
 
 

@@ -60,7 +60,7 @@ def test_diff_for_people_and_machines(pulse, small_bundle, own_bundle) -> None:
 def test_install_run_and_roll_back(pulse, small_bundle, page, tmp_path) -> None:
     into = tmp_path / "device"
     done = pulse("bundle", "install", small_bundle, "--into", into)
-    assert done.out.splitlines()[2] == f"next         pulse-edge run {into / 'current'} --image PAGE.png"
+    assert done.out.splitlines()[3] == f"next         pulse-edge run {into / 'current'} --image PAGE.png"
     assert pulse("run", into / "current", "--image", page, "--labels").code == 0
     message = pulse("bundle", "rollback", "--into", into).refused()
     assert "no earlier version" in message

@@ -36,8 +36,8 @@ def built(own, plug):
 
 @pytest.mark.parametrize(
     ("version", "precision", "strip"),
-    [("10.3.0", "fp16", False), ("10.13.3.9", "int8", True), ("11.4.0.106", "fp16", True),
-     ("11.4.0.106", "int4", False)],
+    [("10.3.0", "fp16", False), ("10.13.3.9", "int8", False), ("11.4.0.106", "fp16", True),
+     ("11.4.0.106", "int4", True)],
 )  # fmt: skip
 def test_answers_and_labels_are_those_of_onnx_runtime(built, pages, version, precision, strip) -> None:
     folder, machine = built(version, precision, strip_weights=strip)
