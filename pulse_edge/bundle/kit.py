@@ -128,7 +128,7 @@ def _collect(
         words += ["--no-index", "--find-links", str(wheels)]
     elif (own := _own_wheel(folder.parent)) is not None:
         words += ["--find-links", str(own)]
-    _pip([*words, requirement, *also], wheels)
+    _pip([*words, requirement, "pip", *also], wheels)  # pip: see the script
 
 
 def _own_wheel(scratch: Path) -> Path | None:
@@ -223,9 +223,11 @@ if ! "$python" -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] != "{pyth
     echo "install.sh: $python is not Python {python}, which the wheels are for. Set PYTHON." >&2
     exit 1
 fi
-# JetPack's own TensorRT is a system package: the environment sees those.
-"$python" -m venv --system-site-packages "$into/venv"
-"$into/venv/bin/python" -m pip install --quiet --no-index --find-links wheels "{requirement}"
+# JetPack's own TensorRT is a system package: the environment sees those. pip is the kit's own, run from its
+# wheel: Ubuntu's Python comes without the one that venv would put there.
+"$python" -m venv --without-pip --system-site-packages "$into/venv"
+PYTHONPATH="$(echo wheels/pip-*.whl)" "$into/venv/bin/python" -m pip --isolated install --quiet \
+    --disable-pip-version-check --no-index --find-links wheels "{requirement}"
 "$into/venv/bin/pulse-edge" bundle install . --into "$into"
 echo "Run it with: $into/venv/bin/pulse-edge run $into/current --image PAGE.png"
 """
