@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 from pulse_edge.cli import capture, doctor, evaluate, export, run, train, verify  # noqa: F401 - each registers itself
+=======
+from pulse_edge.cli import (  # noqa: F401 - each registers itself
+    build,
+    bundle,
+    doctor,
+    evaluate,
+    export,
+    plan,
+    quantize,
+    run,
+    train,
+    verify,
+)
+>>>>>>> main
 from pulse_edge.cli.base import app
 from pulse_edge.cli.guard import main
 
