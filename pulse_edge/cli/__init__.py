@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-from pulse_edge.cli import capture, doctor, evaluate, export, run, train, verify  # noqa: F401 - each registers itself
-=======
 from pulse_edge.cli import (  # noqa: F401 - each registers itself
     build,
     bundle,
+    capture,
     doctor,
     evaluate,
     export,
@@ -17,7 +15,6 @@ from pulse_edge.cli import (  # noqa: F401 - each registers itself
     train,
     verify,
 )
->>>>>>> main
 from pulse_edge.cli.base import app
 from pulse_edge.cli.guard import main
 

@@ -5,9 +5,6 @@ Each stands in a module of its own, and everything heavy is imported inside the 
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-from pulse_edge.commands._capture import capture
-=======
 from pulse_edge.commands._build import build
 from pulse_edge.commands._bundle import (
     bundle_diff,
@@ -17,7 +14,7 @@ from pulse_edge.commands._bundle import (
     bundle_rollback,
     bundle_sign,
 )
->>>>>>> main
+from pulse_edge.commands._capture import capture
 from pulse_edge.commands._doctor import doctor
 from pulse_edge.commands._evaluate import evaluate
 from pulse_edge.commands._export import export
@@ -27,9 +24,6 @@ from pulse_edge.commands._run import run
 from pulse_edge.commands._train import train
 from pulse_edge.commands._verify import verify
 
-<<<<<<< HEAD
-__all__ = ["capture", "doctor", "evaluate", "export", "run", "train", "verify"]
-=======
 __all__ = [
     "build",
     "bundle_diff",
@@ -38,6 +32,7 @@ __all__ = [
     "bundle_kit",
     "bundle_rollback",
     "bundle_sign",
+    "capture",
     "doctor",
     "evaluate",
     "export",
@@ -47,4 +42,3 @@ __all__ = [
     "train",
     "verify",
 ]
->>>>>>> main

@@ -18,7 +18,19 @@ PUBLIC = {
     "preprocess": "(image",
     "load": "(path",
 }
-VERBS = ["build", "bundle", "capture", "diff", "doctor", "eval", "export", "install", "keygen", "kit", "plan", "quantize", "rollback", "run", "sign", "train", "verify"]
+VERBS = [
+    "build",
+    "capture",
+    "doctor",
+    "eval",
+    "export",
+    "plan",
+    "quantize",
+    "run",
+    "train",
+    "verify",
+]
+GROUPS = {"bundle": ["diff", "install", "keygen", "kit", "rollback", "sign"]}  # pulse-edge bundle diff …
 ERRORS = {
     "PulseEdgeError": 1,
     "UserError": 2,
