@@ -103,7 +103,7 @@ def examine(image: NDArray[np.uint8], kind: str, name: str, **truth: Any) -> tup
     found = rectify(image)
     verdict = judge(image, found)
     return {"set": kind, "name": name, "grade": verdict.grade, "reasons": list(verdict.reasons),
-            "seed": found.seed, "rotation": found.rotation, "orientation_sure": found.orientation_sure,
+            "seed": found.seed, "rotation": found.rotation, "upright": found.orientation_sure,
             **_flat(verdict.measures), **truth}, found.mesh  # fmt: skip
 
 

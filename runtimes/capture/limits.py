@@ -21,6 +21,8 @@ REFUSED_COVERED_MM2: Final = 8000.0
 # Share of nodes within the photo at which the grid is seen.
 LEAST_SEEN: Final = 0.6
 REFUSED_SEEN: Final = 0.4
+# How sure it is which way up the page is, 0.25 to 1.
+LEAST_UPRIGHT: Final = 0.5
 # Missing from 10 s of a row.
 REFUSED_LOST_MM: Final = 125.0
 # An ECG: connected traces across the page that go up and down, with no other ink beside them; where there is

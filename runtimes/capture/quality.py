@@ -37,6 +37,7 @@ class Measures:
         paper: share of the sheet that is about as bright as the paper around it.
         swing_mm: the largest of the rows.
         alone: the median of the rows: no other ink beside the trace.
+        upright: how sure it is which way up the page is.
         layout: where leads stand.
         grid_found: whether the page was found by its grid.
     """
@@ -52,6 +53,7 @@ class Measures:
     paper: float
     swing_mm: float
     alone: float
+    upright: float
     layout: Layout
     grid_found: bool
 
@@ -129,6 +131,7 @@ def measure(image: NDArray[np.uint8], found: Rectified) -> Measures:
         paper=_plain(sheet, ink),
         swing_mm=max((row.swing_mm for row in ink.rows), default=0.0),
         alone=float(np.median([row.alone for row in ink.rows])) if ink.rows else 0.0,
+        upright=found.orientation_sure,
         layout=layout,
         grid_found=found.grid_found,
     )
@@ -162,16 +165,16 @@ def _plain(sheet: Sheet, ink: Ink) -> float:
     return float((np.abs(ink.lines[sheet.seen]) < _PLAIN).mean()) if sheet.seen.any() else 0.0
 
 
+_WHICH_WAY: Final = "It is not clear which way up the page is: hold it upright before the camera."
+
+
 def _is_no_ecg(m: Measures) -> str:
     """Say why a picture is no ECG; empty if it may be one."""
     traces = m.trace_mm >= limits.LEAST_TRACE_MM and m.swing_mm >= limits.LEAST_SWING_MM
     if m.grid_found:
         if traces and m.alone >= limits.LEAST_ALONE_ON_GRID:
-            return (
-                ""
-                if m.alone >= limits.LEAST_ALONE_UPRIGHT or m.longest_mm >= limits.LONGEST_SIDEWAYS_MM
-                else ("It is not clear which way up the page is: hold it upright before the camera.")
-            )
+            sideways = m.alone < limits.LEAST_ALONE_UPRIGHT and m.longest_mm < limits.LONGEST_SIDEWAYS_MM
+            return _WHICH_WAY if sideways else ""
         return "No ECG trace is visible on this paper: photograph the page with the traces."
     rows = len(m.layout.rows_mm)
     bare = m.paper >= limits.LEAST_PAPER and m.alone >= limits.LEAST_ALONE
@@ -181,10 +184,11 @@ def _is_no_ecg(m: Measures) -> str:
 
 
 def _look_at_place(m: Measures, findings: _Findings) -> None:
-    """Distance, focus and flatness. Where the grid is lost, the first of them that explains it is said."""
+    """Orientation, distance, focus and flatness. Where the grid is lost, the first of them that explains it is said."""
     lost = m.grid_found and m.seen < limits.REFUSED_SEEN
     blurred = m.sharpness < limits.LEAST_SHARPNESS
     far = m.grid_found and m.px_per_mm < limits.LEAST_PX_PER_MM
+    findings.add(False, m.upright < limits.LEAST_UPRIGHT, _WHICH_WAY)
     if not m.grid_found:
         findings.add(False, True, "No grid was found: distances on this page are a guess.")
     findings.add(
