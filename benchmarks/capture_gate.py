@@ -68,6 +68,11 @@ def _has(defect: str) -> Callable[[Row], bool | None]:
     return lambda row: True if row["defect"] == defect else False if row["defect"] == "none" else None
 
 
+def _glare_hides(row: Row) -> bool | None:
+    """A highlight that hides a square of 2 cm among the leads, against photos with nothing wrong."""
+    return row["hidden_mm2"] > 400 if row["defect"] == "glare" else _has("glare")(row)
+
+
 def _flag(name: str) -> Callable[[Row], bool | None]:
     return lambda row: bool(row["flags"][name])
 
@@ -77,15 +82,11 @@ CHECKS = (
     Check("blur, real", "sharpness", -1, limits.LEAST_SHARPNESS, _flag("blur"), ("real",)),
     Check("shadow", "evenness", -1, limits.LEAST_EVENNESS, _has("shadow"), ("defects",)),
     Check("shadow, real", "evenness", -1, limits.LEAST_EVENNESS, _flag("shadow"), ("real",)),
-    Check("glare", "glare_mm2", 1, limits.MOST_GLARE_MM2, _has("glare"), ("defects",)),
-    Check("glare, real", "glare_mm2", 1, limits.MOST_GLARE_MM2, _flag("glare"), ("real",)),
+    Check("glare", "lost_mm2", 1, limits.MOST_GLARE_MM2, _glare_hides, ("defects",)),
+    Check("glare, real", "lost_mm2", 1, limits.MOST_GLARE_MM2, _flag("glare"), ("real",)),
     Check("cut leads", "cut_mm", 1, 0.0, lambda row: row["lost_mm"] > 10, ("defects",)),
     Check("cut leads, real", "cut_mm", 1, 0.0, _flag("crop"), ("real",)),
     Check("grid lost", "seen", -1, limits.LEAST_SEEN, lambda row: row["failed"], ("careless", "defects")),
-    Check(
-        "grid lost, residual", "residual_mm", 1, limits.MOST_RESIDUAL_MM,
-        lambda row: row["failed"], ("careless", "defects"),
-    ),
     Check(
         "no ECG", "trace_mm", -1, limits.LEAST_TRACE_MM,
         lambda row: row["set"] == "no ECG", ("no ECG", "real", "defects", "no grid"),
@@ -102,7 +103,7 @@ def examine(image: NDArray[np.uint8], kind: str, name: str, **truth: Any) -> tup
     found = rectify(image)
     verdict = judge(image, found)
     return {"set": kind, "name": name, "grade": verdict.grade, "reasons": list(verdict.reasons),
-            "seed": found.seed, "rotation": found.rotation, "orientation_sure": found.orientation_sure,
+            "seed": found.seed, "rotation": found.rotation, "upright": found.orientation_sure,
             **_flat(verdict.measures), **truth}, found.mesh  # fmt: skip
 
 
@@ -111,12 +112,14 @@ def _flat(m: Measures) -> Row:
     shade = asdict(m.shade)
     return {
         **{key: value for key, value in shade.items() if not key.endswith("_at")},
+        "lost_mm2": m.shade.glare_mm2 + m.shade.covered_mm2,
         "px_per_mm": m.px_per_mm,
         "sharpness": m.sharpness,
         "seen": m.seen,
         "residual_mm": m.residual_mm,
         "trace_mm": m.trace_mm,
         "paper": m.paper,
+        "longest_mm": m.longest_mm,
         "swing_mm": m.swing_mm,
         "alone": m.alone,
         "rows": len(m.layout.rows_mm),
@@ -150,24 +153,32 @@ def defect_rows(count: int) -> Iterator[Row]:
             row, mesh = examine(shot.photo.image, "defects", f"{name} {seed}", defect=name)
             row["lost_mm"] = max(lost_mm(shot).values())
             if name == "glare":
-                row["named"] = glare_is_named(row["reasons"], shot, clean)
+                row |= glare_truth(row["reasons"], shot, clean)
             yield _scored(row, against_photo(mesh, shot.photo))
 
 
-def glare_is_named(reasons: list[str], shot: Shot, clean: Shot) -> bool | None:
-    """Whether a lead that the highlight hides is named; None where no lead is named or none is hidden."""
+def glare_truth(reasons: list[str], shot: Shot, clean: Shot) -> Row:
+    """What a highlight hides, from the difference to the photo without it, and whether that is what is named.
+
+    Returns:
+        ``hidden_mm2``: its area among the leads; ``named``: whether a lead that it hides is named, None where
+        no lead is named or none is hidden.
+    """
     brighter = shot.photo.image.astype(np.int16).min(2) - clean.photo.image.astype(np.int16).min(2)
     rows, columns = np.nonzero(brighter > 60)
+    if not len(rows):
+        return {"hidden_mm2": 0.0, "named": None}
+    step = max(1, len(rows) // 4000)
+    mm = shot.photo.to_paper(columns[::step], rows[::step])
+    share = {
+        lead: float(np.mean((mm[:, 0] > left) & (mm[:, 0] < right) & (mm[:, 1] > top) & (mm[:, 1] < bottom)))
+        for lead, left, top, right, bottom in lead_boxes(shot)
+    }
+    hidden = {lead for lead, part in share.items() if part > 0.05}
     said = next((reason for reason in reasons if reason.startswith("Glare over")), "")
     named = set(said.replace(",", " ").replace(":", " ").split()) & set(LEADS)
-    if not named or len(rows) < 100:
-        return None
-    mm = shot.photo.to_paper(columns[::50], rows[::50])
-    hidden = {
-        lead for lead, left, top, right, bottom in lead_boxes(shot)
-        if np.mean((mm[:, 0] > left) & (mm[:, 0] < right) & (mm[:, 1] > top) & (mm[:, 1] < bottom)) > 0.05
-    }  # fmt: skip
-    return bool(named & hidden) if hidden else None
+    area = min(1.0, sum(share.values())) * len(rows) / shot.photo.px_per_mm**2
+    return {"hidden_mm2": area, "named": bool(named & hidden) if named and hidden else None}
 
 
 def careless_rows(count: int) -> Iterator[Row]:

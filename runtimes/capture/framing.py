@@ -14,7 +14,8 @@ from pulse_edge.runtimes.capture.layout import FULL_MM
 from pulse_edge.runtimes.capture.sheet import SCALE, Sheet
 
 _TOUCH_MM: Final = 2.0  # a trace that ends so near to the frame runs into it
-_WHOLE: Final = 0.975  # of 10 s: a row of that length is complete even where it touches the frame
+_PEAK_MM: Final = 1.0  # likewise the top of a wave
+_WHOLE: Final = 0.96  # of 10 s: a row of that length is complete even where it touches the frame
 _PEAKS: Final = 2  # waves that leave by the upper or lower edge; one may be a stroke of the machine
 _STROKE_MM: Final = 22.0  # longer vertical strokes stand between leads
 
@@ -36,13 +37,13 @@ class Cut:
 
 def find_cuts(sheet: Sheet, ink: Ink) -> list[Cut]:
     """Find where traces run into the frame of the photo."""
-    near = _to_frame(sheet) < _TOUCH_MM
+    away = _to_frame(sheet)
     cuts = []
     for row in ink.rows:
-        cuts += _sides(sheet, near, row)
+        cuts += _sides(sheet, away < _TOUCH_MM, row)
     if ink.rows:
-        cuts += _ends(sheet, ink, near, ink.rows[0], "top")
-        cuts += _ends(sheet, ink, near, ink.rows[-1], "bottom")
+        cuts += _ends(sheet, ink, away < _PEAK_MM, ink.rows[0], "top")
+        cuts += _ends(sheet, ink, away < _PEAK_MM, ink.rows[-1], "bottom")
     return cuts
 
 
@@ -85,7 +86,11 @@ def _ends(sheet: Sheet, ink: Ink, near: NDArray[np.bool_], row: Row, edge: str) 
         return []
     strokes = cv2.erode(trace, np.ones((round(_STROKE_MM * SCALE), 1))).any(axis=0)
     strokes = np.convolve(strokes, np.ones(5), mode="same") > 0
-    hits = (trace > 0) & near[where] & ~strokes
+    # Only what hangs together with the row: the edge of the sheet may lie along the frame.
+    _, label = cv2.connectedComponents(trace, connectivity=8)
+    band = sheet.box(begin + _TOUCH_MM, row.y_mm - 3, end - _TOUCH_MM, row.y_mm + 3)
+    own = np.unique(label[_within(band[0], where[0])])
+    hits = np.isin(label, own[own > 0]) & near[where] & ~strokes
     columns = np.flatnonzero(hits.any(axis=0))
     if not len(columns):
         return []
@@ -94,3 +99,9 @@ def _ends(sheet: Sheet, ink: Ink, near: NDArray[np.bool_], row: Row, edge: str) 
         return []
     height = row.y_mm
     return [Cut(edge, (begin + _TOUCH_MM + float(c) / SCALE, height), 0.0) for c in starts]
+
+
+def _within(rows: slice, outer: slice) -> slice:
+    """Express rows of the sheet as rows of a piece of it."""
+    length = outer.stop - outer.start
+    return slice(max(0, rows.start - outer.start), min(length, rows.stop - outer.start))

@@ -33,9 +33,11 @@ class Measures:
         seen: share of the mesh's nodes within the photo at which the grid is seen.
         residual_mm: of single nodes.
         trace_mm: length of all rows of traces.
+        longest_mm: of the longest row.
         paper: share of the sheet that is about as bright as the paper around it.
         swing_mm: the largest of the rows.
         alone: the median of the rows: no other ink beside the trace.
+        upright: how sure it is which way up the page is.
         layout: where leads stand.
         grid_found: whether the page was found by its grid.
     """
@@ -47,9 +49,11 @@ class Measures:
     seen: float
     residual_mm: float
     trace_mm: float
+    longest_mm: float
     paper: float
     swing_mm: float
     alone: float
+    upright: float
     layout: Layout
     grid_found: bool
 
@@ -123,9 +127,11 @@ def measure(image: NDArray[np.uint8], found: Rectified) -> Measures:
         seen=float((found.strength[inside] > SEEN).mean()) if inside.any() else 0.0,
         residual_mm=found.residual_mm,
         trace_mm=sum((row.x_mm[1] - row.x_mm[0]) * row.covered for row in ink.rows),
+        longest_mm=max((row.x_mm[1] - row.x_mm[0] for row in ink.rows), default=0.0),
         paper=_plain(sheet, ink),
         swing_mm=max((row.swing_mm for row in ink.rows), default=0.0),
         alone=float(np.median([row.alone for row in ink.rows])) if ink.rows else 0.0,
+        upright=found.orientation_sure,
         layout=layout,
         grid_found=found.grid_found,
     )
@@ -137,7 +143,7 @@ _BESIDE_MM: Final = 7.5
 
 
 def _is_an_edge(row: Row, found: Rectified) -> bool:
-    """Whether a row of traces is the edge of the sheet: straight or a step of brightness, the grid one-sided."""
+    """Whether a row of traces is the edge of the sheet: straight or a step in light, a grid on one side."""
     if not found.grid_found:
         return row.step > _STEP
     if row.swing_mm > _STRAIGHT_MM and row.step < _STEP:
@@ -159,12 +165,16 @@ def _plain(sheet: Sheet, ink: Ink) -> float:
     return float((np.abs(ink.lines[sheet.seen]) < _PLAIN).mean()) if sheet.seen.any() else 0.0
 
 
+_WHICH_WAY: Final = "It is not clear which way up the page is: hold it upright before the camera."
+
+
 def _is_no_ecg(m: Measures) -> str:
     """Say why a picture is no ECG; empty if it may be one."""
     traces = m.trace_mm >= limits.LEAST_TRACE_MM and m.swing_mm >= limits.LEAST_SWING_MM
     if m.grid_found:
         if traces and m.alone >= limits.LEAST_ALONE_ON_GRID:
-            return ""
+            sideways = m.alone < limits.LEAST_ALONE_UPRIGHT and m.longest_mm < limits.LONGEST_SIDEWAYS_MM
+            return _WHICH_WAY if sideways else ""
         return "No ECG trace is visible on this paper: photograph the page with the traces."
     rows = len(m.layout.rows_mm)
     bare = m.paper >= limits.LEAST_PAPER and m.alone >= limits.LEAST_ALONE
@@ -174,10 +184,11 @@ def _is_no_ecg(m: Measures) -> str:
 
 
 def _look_at_place(m: Measures, findings: _Findings) -> None:
-    """Distance, focus and flatness. Where the grid is lost, the first of them that explains it is said."""
+    """Orientation, distance, focus and flatness. Where the grid is lost, the first of them that explains it is said."""
     lost = m.grid_found and m.seen < limits.REFUSED_SEEN
     blurred = m.sharpness < limits.LEAST_SHARPNESS
     far = m.grid_found and m.px_per_mm < limits.LEAST_PX_PER_MM
+    findings.add(False, m.upright < limits.LEAST_UPRIGHT, _WHICH_WAY)
     if not m.grid_found:
         findings.add(False, True, "No grid was found: distances on this page are a guess.")
     findings.add(
@@ -190,7 +201,7 @@ def _look_at_place(m: Measures, findings: _Findings) -> None:
         blurred,
         "Hold still and let the camera focus: the traces are blurred.",
     )
-    uneven = m.seen < limits.LEAST_SEEN or m.residual_mm > limits.MOST_RESIDUAL_MM
+    uneven = m.seen < limits.LEAST_SEEN
     if m.grid_found and not (blurred and lost):
         findings.add(lost, uneven, "Flatten the paper: its grid cannot be followed everywhere.")
 
@@ -234,9 +245,9 @@ def _where(layout: Layout, places: tuple[tuple[float, float], ...]) -> str:
 
 def _look_at_frame(m: Measures, findings: _Findings) -> None:
     rows = len(m.layout.rows_mm)
-    if rows < _LEAST_ROWS:
-        what = f"{rows} row{'s' * (rows > 1)} of leads {'are' if rows > 1 else 'is'}"
-        findings.add(False, True, f"Only {what} visible: show the whole page.")
+    if rows not in _USUAL_ROWS:
+        what = f"{rows} rows of leads are" if rows > 1 else "1 row of leads is"
+        findings.add(rows < 2, True, f"Only {what} visible: show the whole page.")
     for edge in ("left", "right", "top", "bottom"):
         cuts = [cut for cut in m.cuts if cut.edge == edge]
         if cuts:
@@ -245,7 +256,8 @@ def _look_at_frame(m: Measures, findings: _Findings) -> None:
             findings.add(lost > limits.REFUSED_LOST_MM, True, f"{what} cut off at the {edge} edge.")
 
 
-_LEAST_ROWS: Final = 3  # no usual page of twelve leads has fewer
+# Three rows of four, six of two or twelve leads, with up to three rhythm strips below.
+_USUAL_ROWS: Final = (3, 4, 5, 6, 7, 8, 12, 13)
 
 
 def _what_is_cut(layout: Layout, cuts: list[Cut]) -> str:
