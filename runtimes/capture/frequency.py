@@ -120,8 +120,8 @@ def find_seeds(found: Spectra) -> list[Seed]:
 
 
 def _middles(n: int) -> list[int]:
-    """Every other window, as middles of groups of three."""
-    return list(range(1, n - 1, 2)) or [n // 2]
+    """Every third window, as middles of groups of three."""
+    return list(range(1, n - 1, 3)) or [n // 2]
 
 
 def _look_up(values: NDArray[np.float32], fx: Floats, fy: Floats) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 _CELL_MM: Final = 4.0  # paper shows within so much of every trace
 _SMOOTH_MM: Final = 8.0
-_WHITE: Final = 245.0  # what paper becomes
+_WHITE: Final = 250.0  # what paper becomes
 
 
 def even_light(page: NDArray[np.uint8], px_per_mm: float) -> NDArray[np.uint8]:

@@ -30,8 +30,9 @@ Floats = NDArray[np.float64]
 
 PX_PER_MM: Final = 6.0  # of the page that comes back
 SEEN: Final = 0.5  # strength from which the grid counts as seen at a node
-_LEAST_SEED: Final = 8.0  # score of the global search below which there is no grid
+_LEAST_SEED: Final = 6.0  # score of the global search below which there is no grid
 _TRIED: Final = 4  # seeds
+_REACH: Final = 4.0  # nodes to each side over which the scale is taken
 _PLAIN: Final = 0.4  # share of the mesh at which the grid is seen that ends the search
 _LEAST_NODES: Final = 40  # nodes at which the grid must be seen: 1,000 mm²
 
@@ -49,8 +50,8 @@ class Rectified:
             5). It covers the grid; outer nodes may lie outside of the picture.
         strength: float32 [rows, columns], how well the grid is seen around each node, 0 to 1: about 0.9 on
             clean paper, below 0.5 where there is none (glare, fingers, table). Zeros without a grid.
-        px_per_mm: pixels of the picture for each millimetre along the paper's x and y, at the mesh's
-            middle.
+        px_per_mm: pixels of the picture for each millimetre along the paper's x and y, within 20 mm of the
+            picture's centre (or of the mesh's node nearest to it).
         rotation: clockwise angle by which the page is turned in the picture, degrees, 0 to 360.
         residual_mm: root mean square of what single nodes are off the smooth mesh.
         grid_found: False if the page's outline was used instead; the millimetres are then a guess.
@@ -124,7 +125,7 @@ def rectify(image: NDArray[np.uint8], px_per_mm: float = PX_PER_MM) -> Rectified
     page = np.ascontiguousarray(np.rot90(page, turns))
     clock.lap("orientation")
     nodes, strength = np.rot90(lattice.mesh, turns), np.rot90(lattice.strength, turns)
-    scale, rotation = _pose(nodes)
+    scale, rotation = _pose(nodes, image.shape)
     rows, columns = np.indices(nodes.shape[:2], dtype=np.float64) * STEP_MM
     return Rectified(
         page=page,
@@ -189,13 +190,12 @@ def _trim(lattice: Lattice, shape: tuple[int, ...]) -> Lattice:
     return Lattice(lattice.mesh[rows, columns], strength[rows, columns], lattice.residual_mm, lattice.major)
 
 
-def _pose(mesh: Floats) -> tuple[tuple[float, float], float]:
-    """Scale along the paper's x and y and the clockwise angle of its x, at the middle of a mesh."""
-    rows, columns = mesh.shape[:2]
-    middle = np.array([[columns - 1.0, rows - 1.0]]) / 2
-    ends = [
-        sample(mesh, middle[:, 0] + dx, middle[:, 1] + dy)[0] for dx, dy in ((-1, 0), (1, 0), (0, -1), (0, 1))
-    ]
-    right, down = (ends[1] - ends[0]) / (2 * STEP_MM), (ends[3] - ends[2]) / (2 * STEP_MM)
-    angle = float(np.degrees(np.arctan2(right[1], right[0]))) % 360
-    return (float(np.hypot(*right)), float(np.hypot(*down))), angle
+def _pose(mesh: Floats, shape: tuple[int, ...]) -> tuple[tuple[float, float], float]:
+    """Scale along the paper's x and y and the clockwise angle of its x, where the picture's centre is."""
+    centre = (np.array([shape[1], shape[0]]) - 1) / 2
+    row, column = np.unravel_index(int(np.hypot(*np.moveaxis(mesh - centre, -1, 0)).argmin()), mesh.shape[:2])
+    steps = np.array([[-_REACH, 0], [_REACH, 0], [0, -_REACH], [0, _REACH]])
+    left, right, top, bottom = sample(mesh, column + steps[:, 0], row + steps[:, 1])
+    across, down = (right - left) / (2 * _REACH * STEP_MM), (bottom - top) / (2 * _REACH * STEP_MM)
+    angle = float(np.degrees(np.arctan2(across[1], across[0]))) % 360
+    return (float(np.hypot(*across)), float(np.hypot(*down))), angle
