@@ -3,7 +3,7 @@
     python benchmarks/capture_preview.py
 
 Makes the frames of a hand-held scene from a packaged sample page (moving, out of focus, still), looks at each
-as `pulse-edge capture --camera` does, with one OpenCV thread, and times that alone. Writes
+as `pulse-edge capture --camera` does, with one OpenCV thread, and takes the processor time of that alone. Writes
 benchmarks/results/capture_preview.json. The target is 10 frames a second.
 """
 
