@@ -100,7 +100,7 @@ def find_seeds(found: Spectra) -> list[Seed]:
     angle = np.pi * np.arange(_ANGLES) / _ANGLES
     x, y = radius * np.cos(angle)[:, None], radius * np.sin(angle)[:, None]
     level = np.stack(mean, axis=-1) ** np.float32(_GAMMA)
-    polar = _look_up(level / np.median(level, axis=(0, 1)), x, y)
+    polar = _look_up(level / np.maximum(np.median(level, axis=(0, 1)), 1e-6), x, y)
 
     def tooth(fifths: float) -> NDArray[np.float32]:
         at = first + round(np.log2(fifths / 5) * _STEPS)

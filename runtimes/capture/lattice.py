@@ -26,6 +26,9 @@ _HARMONICS: Final = 12
 # What a grid is before it has been seen: 5 mm lines a little darker than the 1 mm lines.
 _GRID: Final = np.array([0.4, 0.4, 0.4, 0.4, 1.0, 0.2, 0.2, 0.2, 0.2, 0.5, 0.1, 0.1])
 _SHIFTS: Final = np.arange(-25, 25) * 0.1  # millimetres
+_PER_MM: Final = 10  # shifts
+_MINOR: Final = np.arange(1, _HARMONICS + 1) % 5 == 0  # the harmonics of the 1 mm lines alone
+_NO_MAJOR: Final = 0.9  # see _repeats; then no line can be told from the next, and none is passed
 _WAVE: Final = np.exp(2j * np.pi / STEP_MM * np.arange(1, _HARMONICS + 1)[:, None] * _SHIFTS)
 
 
@@ -77,7 +80,13 @@ class Lattice:
 def refine(signal: NDArray[np.float32], mesh: Floats) -> Lattice:
     """Refine a mesh against a picture's line signal, float32 [H, W]."""
     work = _Work(signal, mesh)
-    shift = [_global_shift(c, t) for c, t in zip(_measure(signal, mesh, 25.0), work.template, strict=True)]
+    seen = _measure(signal, mesh, 25.0)
+    for family, coefficients in enumerate(seen):
+        if _repeats(_score(coefficients, _GRID)) > _NO_MAJOR:
+            work.shape[family, ~_MINOR] = 0
+            work.reach[family] = 0.5
+    work.template *= work.shape
+    shift = [_global_shift(c, t) for c, t in zip(seen, work.template, strict=True)]
     work.mesh = _moved(mesh, np.broadcast_to(np.array(shift), mesh.shape))
     for turn in FIRST:
         work.run(turn)
@@ -96,6 +105,8 @@ class _Work:
     def __init__(self, signal: NDArray[np.float32], mesh: Floats) -> None:
         self.signal, self.mesh = signal, mesh
         self.template = np.tile(_GRID, (2, 1))
+        self.shape = np.ones_like(self.template)  # 0 for harmonics that this grid lacks
+        self.reach = [STEP_MM / 2, STEP_MM / 2]
         self.strength = np.zeros(mesh.shape[:2])
         self.residual = np.zeros((2, *mesh.shape[:2]))
 
@@ -104,9 +115,10 @@ class _Work:
         field, sure = np.zeros_like(self.mesh), np.zeros((2, *self.strength.shape))
         for family, coefficients in enumerate(_measure(self.signal, self.mesh, turn.window)):
             voted = _vote(_score(coefficients, self.template[family]), turn.vote)
-            found, sure[family] = _best(voted, turn.reach)
+            found, sure[family] = _best(voted, min(turn.reach, self.reach[family]))
             field[..., family], self.residual[family] = smooth_field(found, sure[family], turn.stiffness)
-            self.template[family] = _learn(coefficients, field[..., family], sure[family])
+            learnt = _learn(coefficients, field[..., family], sure[family])
+            self.template[family] = learnt * self.shape[family]
         self.mesh = _moved(self.mesh, field)
         self.strength = np.sqrt(sure[0] * sure[1])
 
@@ -157,7 +169,8 @@ class _Work:
         """Measure without moving: shifts [rows, columns, 2] and how sure each is [2, rows, columns]."""
         found = []
         for family, coefficients in enumerate(_measure(self.signal, self.mesh, turn.window)):
-            found.append(_best(_vote(_score(coefficients, self.template[family]), turn.vote), turn.reach))
+            voted = _vote(_score(coefficients, self.template[family]), turn.vote)
+            found.append(_best(voted, min(turn.reach, self.reach[family])))
         return np.stack([shift for shift, _ in found], axis=-1), np.stack([sure for _, sure in found])
 
     def inside(self) -> NDArray[np.bool_]:
@@ -246,6 +259,15 @@ def _score(coefficients: NDArray[np.complex128], template: Floats) -> Floats:
     size = np.maximum(size, 0.3 * np.median(size))
     weighted = coefficients * (template / np.linalg.norm(template)) / size
     return np.asarray(weighted.real @ _WAVE.real - weighted.imag @ _WAVE.imag)
+
+
+def _repeats(score: Floats) -> float:
+    """How high a node's score still is 1 mm beside its best: near 1 where all lines are alike."""
+    best = score.max(-1)
+    at = score.argmax(-1)[..., None] + np.array([-_PER_MM, _PER_MM])
+    beside = np.take_along_axis(score, at % score.shape[-1], -1).max(-1)
+    weight = best.clip(0, None) ** 2
+    return float((weight * beside / np.maximum(best, 1e-9)).sum() / max(float(weight.sum()), 1e-9))
 
 
 def _global_shift(coefficients: NDArray[np.complex128], template: Floats) -> float:

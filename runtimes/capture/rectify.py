@@ -30,7 +30,7 @@ Floats = NDArray[np.float64]
 
 PX_PER_MM: Final = 6.0  # of the page that comes back
 SEEN: Final = 0.5  # strength from which the grid counts as seen at a node
-_LEAST_SEED: Final = 6.0  # score of the global search below which there is no grid
+_LEAST_SEED: Final = 8.0  # score of the global search below which there is no grid
 _TRIED: Final = 4  # seeds
 _REACH: Final = 4.0  # nodes to each side over which the scale is taken
 _PLAIN: Final = 0.4  # share of the mesh at which the grid is seen that ends the search
