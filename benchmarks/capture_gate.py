@@ -23,7 +23,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from capture_sets import DEFECTS, LAYOUTS, Shot, lead_boxes, lost_mm, not_ecgs, shoot
+from capture_sets import DEFECTS, LAYOUTS, Defect, Shot, lead_boxes, lost_mm, not_ecgs, shoot
 from capture_truth import Error, against_lattice, against_photo, read_photos
 from machine import describe_machine
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from pulse_edge.ecg.leads import LEADS
 from pulse_edge.ecg.paper import GRID_COLOURS
-from pulse_edge.ecg.photo import draw_photo_style
+from pulse_edge.ecg.photo import PhotoStyle, draw_photo_style
 from pulse_edge.image_io import open_image
 from pulse_edge.runtimes.capture import limits
 from pulse_edge.runtimes.capture.quality import REFUSE, Measures, judge
@@ -176,14 +176,18 @@ def names_what_is_hidden(reasons: list[str], shot: Shot, clean: Shot) -> bool | 
     return bool(named & hidden) if hidden else None
 
 
+def _always(style: PhotoStyle) -> Defect:
+    return lambda rng, moderate: style
+
+
 def careless_rows(count: int) -> Iterator[Row]:
     """Examine photos as people take them, from careful (severity 1) to hardly legible (2)."""
     for seed in range(count):
         rng = random.Random(10_000 + seed)
         severity, width = rng.choice((1.0, 1.5, 2.0)), rng.choice((900, 1300, 1800))
         style = draw_photo_style(rng, severity)
-        shot = shoot(seed, lambda rng, moderate, style=style: style, (width, round(width * 0.7727)),
-                     layout=rng.choice(LAYOUTS), grid=rng.choice(list(GRID_COLOURS)))  # fmt: skip
+        look = {"layout": rng.choice(LAYOUTS), "grid": rng.choice(list(GRID_COLOURS))}
+        shot = shoot(seed, _always(style), (width, round(width * 0.7727)), **look)
         row, mesh = examine(shot.photo.image, "careless", f"{severity} {seed}", severity=severity)
         yield _scored(row, against_photo(mesh, shot.photo))
 
@@ -203,9 +207,10 @@ def no_ecg_rows(count: int) -> Iterator[Row]:
 
 def roc(check: Check, rows: list[Row]) -> dict[str, Any] | None:
     """The figures of one check; None where a class is missing."""
-    used = [(row[check.key] * check.sign, bad) for row in rows if row["set"] in check.sets
-            and (bad := check.bad(row)) is not None]  # fmt: skip
-    values, bad = np.array([v for v, _ in used], np.float64), np.array([b for _, b in used], np.bool_)
+    known = [(row[check.key] * check.sign, check.bad(row)) for row in rows if row["set"] in check.sets]
+    used = [(value, is_bad) for value, is_bad in known if is_bad is not None]
+    values = np.array([value for value, _ in used], np.float64)
+    bad = np.array([is_bad for _, is_bad in used], np.bool_)
     if not len(used) or bad.all() or not bad.any():
         return None
     wrong, right, _ = roc_curve(bad, values)

@@ -3,8 +3,8 @@
     python benchmarks/capture_preview.py
 
 Makes the frames of a hand-held scene from a packaged sample page (moving, out of focus, still), looks at each
-as `pulse-edge capture --camera` does, with one OpenCV thread, and takes the processor time of that alone. Writes
-benchmarks/results/capture_preview.json. The target is 10 frames a second.
+as `pulse-edge capture --camera` does, with one OpenCV thread, and takes the processor time of that alone.
+Writes benchmarks/results/capture_preview.json. The target is 10 frames a second.
 """
 
 from __future__ import annotations
