@@ -23,7 +23,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from capture_sets import DEFECTS, LAYOUTS, Shot, lead_boxes, lost_mm, not_ecgs, shoot
+from capture_sets import DEFECTS, LAYOUTS, Defect, Shot, lead_boxes, lost_mm, not_ecgs, shoot
 from capture_truth import Error, against_lattice, against_photo, read_photos
 from machine import describe_machine
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from pulse_edge.ecg.leads import LEADS
 from pulse_edge.ecg.paper import GRID_COLOURS
-from pulse_edge.ecg.photo import draw_photo_style
+from pulse_edge.ecg.photo import PhotoStyle, draw_photo_style
 from pulse_edge.image_io import open_image
 from pulse_edge.runtimes.capture import limits
 from pulse_edge.runtimes.capture.quality import REFUSE, Measures, judge
@@ -68,11 +68,6 @@ def _has(defect: str) -> Callable[[Row], bool | None]:
     return lambda row: True if row["defect"] == defect else False if row["defect"] == "none" else None
 
 
-def _glare_hides(row: Row) -> bool | None:
-    """A highlight that hides a square of 2 cm among the leads, against photos with nothing wrong."""
-    return row["hidden_mm2"] > 400 if row["defect"] == "glare" else _has("glare")(row)
-
-
 def _flag(name: str) -> Callable[[Row], bool | None]:
     return lambda row: bool(row["flags"][name])
 
@@ -82,10 +77,10 @@ CHECKS = (
     Check("blur, real", "sharpness", -1, limits.LEAST_SHARPNESS, _flag("blur"), ("real",)),
     Check("shadow", "evenness", -1, limits.LEAST_EVENNESS, _has("shadow"), ("defects",)),
     Check("shadow, real", "evenness", -1, limits.LEAST_EVENNESS, _flag("shadow"), ("real",)),
-    Check("glare", "lost_mm2", 1, limits.MOST_GLARE_MM2, _glare_hides, ("defects",)),
+    Check("glare", "lost_mm2", 1, limits.MOST_GLARE_MM2, _has("glare"), ("defects",)),
     Check("glare, real", "lost_mm2", 1, limits.MOST_GLARE_MM2, _flag("glare"), ("real",)),
-    Check("cut leads", "cut_mm", 1, 0.0, lambda row: row["lost_mm"] > 10, ("defects",)),
-    Check("cut leads, real", "cut_mm", 1, 0.0, _flag("crop"), ("real",)),
+    Check("cut leads", "cut", 1, 0.0, lambda row: row["lost_mm"] > 10, ("defects",)),
+    Check("cut leads, real", "cut", 1, 0.0, _flag("crop"), ("real",)),
     Check("grid lost", "seen", -1, limits.LEAST_SEEN, lambda row: row["failed"], ("careless", "defects")),
     Check(
         "no ECG", "trace_mm", -1, limits.LEAST_TRACE_MM,
@@ -102,12 +97,13 @@ def examine(image: NDArray[np.uint8], kind: str, name: str, **truth: Any) -> tup
     """Rectify and judge one picture; its row without what the truth says, and the mesh."""
     found = rectify(image)
     verdict = judge(image, found)
+    few = any(reason.startswith("Only ") for reason in verdict.reasons)
     return {"set": kind, "name": name, "grade": verdict.grade, "reasons": list(verdict.reasons),
             "seed": found.seed, "rotation": found.rotation, "upright": found.orientation_sure,
-            **_flat(verdict.measures), **truth}, found.mesh  # fmt: skip
+            **_flat(verdict.measures, few), **truth}, found.mesh  # fmt: skip
 
 
-def _flat(m: Measures) -> Row:
+def _flat(m: Measures, few_rows: bool) -> Row:
     """A row of plain numbers."""
     shade = asdict(m.shade)
     return {
@@ -124,7 +120,8 @@ def _flat(m: Measures) -> Row:
         "alone": m.alone,
         "rows": len(m.layout.rows_mm),
         "columns": m.layout.columns,
-        "cut_mm": max((max(cut.lost_mm, 1.0) for cut in m.cuts), default=0.0),
+        # Millimetres cut off a row; 1 for waves that leave by the upper or lower edge, and for missing rows.
+        "cut": max([max(cut.lost_mm, 1.0) for cut in m.cuts], default=1.0 if few_rows else 0.0),
         "grid_found": m.grid_found,
     }
 
@@ -153,32 +150,34 @@ def defect_rows(count: int) -> Iterator[Row]:
             row, mesh = examine(shot.photo.image, "defects", f"{name} {seed}", defect=name)
             row["lost_mm"] = max(lost_mm(shot).values())
             if name == "glare":
-                row |= glare_truth(row["reasons"], shot, clean)
+                row["named"] = names_what_is_hidden(row["reasons"], shot, clean)
             yield _scored(row, against_photo(mesh, shot.photo))
 
 
-def glare_truth(reasons: list[str], shot: Shot, clean: Shot) -> Row:
-    """What a highlight hides, from the difference to the photo without it, and whether that is what is named.
+def names_what_is_hidden(reasons: list[str], shot: Shot, clean: Shot) -> bool | None:
+    """Whether a lead that a highlight hides is named, by the difference to the photo without it.
 
     Returns:
-        ``hidden_mm2``: its area among the leads; ``named``: whether a lead that it hides is named, None where
-        no lead is named or none is hidden.
+        None where no lead is named, or none is seen to be hidden.
     """
     brighter = shot.photo.image.astype(np.int16).min(2) - clean.photo.image.astype(np.int16).min(2)
     rows, columns = np.nonzero(brighter > 60)
-    if not len(rows):
-        return {"hidden_mm2": 0.0, "named": None}
-    step = max(1, len(rows) // 4000)
-    mm = shot.photo.to_paper(columns[::step], rows[::step])
-    share = {
-        lead: float(np.mean((mm[:, 0] > left) & (mm[:, 0] < right) & (mm[:, 1] > top) & (mm[:, 1] < bottom)))
-        for lead, left, top, right, bottom in lead_boxes(shot)
-    }
-    hidden = {lead for lead, part in share.items() if part > 0.05}
     said = next((reason for reason in reasons if reason.startswith("Glare over")), "")
     named = set(said.replace(",", " ").replace(":", " ").split()) & set(LEADS)
-    area = min(1.0, sum(share.values())) * len(rows) / shot.photo.px_per_mm**2
-    return {"hidden_mm2": area, "named": bool(named & hidden) if named and hidden else None}
+    if not named or not len(rows):
+        return None
+    step = max(1, len(rows) // 4000)
+    mm = shot.photo.to_paper(columns[::step], rows[::step])
+    hidden = {
+        lead
+        for lead, left, top, right, bottom in lead_boxes(shot)
+        if np.mean((mm[:, 0] > left) & (mm[:, 0] < right) & (mm[:, 1] > top) & (mm[:, 1] < bottom)) > 0.05
+    }
+    return bool(named & hidden) if hidden else None
+
+
+def _always(style: PhotoStyle) -> Defect:
+    return lambda rng, moderate: style
 
 
 def careless_rows(count: int) -> Iterator[Row]:
@@ -187,8 +186,8 @@ def careless_rows(count: int) -> Iterator[Row]:
         rng = random.Random(10_000 + seed)
         severity, width = rng.choice((1.0, 1.5, 2.0)), rng.choice((900, 1300, 1800))
         style = draw_photo_style(rng, severity)
-        shot = shoot(seed, lambda rng, moderate, style=style: style, (width, round(width * 0.7727)),
-                     layout=rng.choice(LAYOUTS), grid=rng.choice(list(GRID_COLOURS)))  # fmt: skip
+        look = {"layout": rng.choice(LAYOUTS), "grid": rng.choice(list(GRID_COLOURS))}
+        shot = shoot(seed, _always(style), (width, round(width * 0.7727)), **look)
         row, mesh = examine(shot.photo.image, "careless", f"{severity} {seed}", severity=severity)
         yield _scored(row, against_photo(mesh, shot.photo))
 
@@ -208,9 +207,10 @@ def no_ecg_rows(count: int) -> Iterator[Row]:
 
 def roc(check: Check, rows: list[Row]) -> dict[str, Any] | None:
     """The figures of one check; None where a class is missing."""
-    used = [(row[check.key] * check.sign, bad) for row in rows if row["set"] in check.sets
-            and (bad := check.bad(row)) is not None]  # fmt: skip
-    values, bad = np.array([v for v, _ in used], np.float64), np.array([b for _, b in used], np.bool_)
+    known = [(row[check.key] * check.sign, check.bad(row)) for row in rows if row["set"] in check.sets]
+    used = [(value, is_bad) for value, is_bad in known if is_bad is not None]
+    values = np.array([value for value, _ in used], np.float64)
+    bad = np.array([is_bad for _, is_bad in used], np.bool_)
     if not len(used) or bad.all() or not bad.any():
         return None
     wrong, right, _ = roc_curve(bad, values)

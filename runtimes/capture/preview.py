@@ -16,7 +16,8 @@ from pulse_edge.runtimes.capture.shutter import Glimpse
 # correlation is off by half a pixel at sizes that its Fourier transform has to pad.
 _COARSE: Final = (160, 120)
 _SURE: Final = 0.08  # response of the correlation below which two frames show different things
-_PATCH: Final = 192  # pixels of the windows in which sharpness is measured
+_FINE: Final = 1920  # pixels of the long side at which sharpness is measured: beyond, lenses are soft anyway
+_PATCH: Final = 192  # pixels of the windows for it
 _PATCHES: Final = 3  # along each side
 _GRID_SIDE: Final = 352  # pixels of the middle, at the scale of the full search, in which the grid is sought
 _GRID_EVERY: Final = 4  # frames
@@ -45,7 +46,9 @@ class Preview:
         """
         # Green is nearly the luminance, and a view of it costs nothing.
         grey = frame[..., 1]
-        coarse = cv2.resize(grey, _COARSE, interpolation=cv2.INTER_AREA).astype(np.float32)
+        skip = max(1, min(grey.shape[0] // 540, grey.shape[1] // 720))  # enough pixels are left to average
+        thinned = np.ascontiguousarray(grey[::skip, ::skip])
+        coarse = cv2.resize(thinned, _COARSE, interpolation=cv2.INTER_AREA).astype(np.float32)
         motion = self._motion(coarse, time_s, grey.shape[0] / grey.shape[1])
         looked = self._count % _GRID_EVERY == 0
         self._count += 1
@@ -73,14 +76,18 @@ def fine_detail(grey: Picture) -> float:
     """Return the energy of detail of 1 to 2 pixels over that of 2 to 6, in the patches with most of it.
 
     Args:
-        grey: uint8 [H, W].
+        grey: uint8 [H, W]; of more than 1920 pixels, patches are reduced as if it had 1920.
     """
     height, width = grey.shape
-    side = min(_PATCH, height, width)
+    factor = max(1.0, max(height, width) / _FINE)
+    side = min(round(_PATCH * factor), height, width)
+    small = (max(1, round(side / factor)),) * 2
     found = []
     for row in np.linspace(0, height - side, _PATCHES).astype(int):
         for column in np.linspace(0, width - side, _PATCHES).astype(int):
-            patch = grey[row : row + side, column : column + side].astype(np.float32)
+            patch = cv2.resize(
+                grey[row : row + side, column : column + side], small, interpolation=cv2.INTER_AREA
+            ).astype(np.float32)
             near = cv2.GaussianBlur(patch, (0, 0), 1.0)
             far = cv2.GaussianBlur(near, (0, 0), 3.0)
             found.append((float(np.var(near - far)), float(np.var(patch - near))))

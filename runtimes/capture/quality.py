@@ -184,7 +184,7 @@ def _is_no_ecg(m: Measures) -> str:
 
 
 def _look_at_place(m: Measures, findings: _Findings) -> None:
-    """Orientation, distance, focus and flatness. Where the grid is lost, the first of them that explains it is said."""
+    """Look at orientation, distance, focus and flatness; where the grid is lost, say what explains it."""
     lost = m.grid_found and m.seen < limits.REFUSED_SEEN
     blurred = m.sharpness < limits.LEAST_SHARPNESS
     far = m.grid_found and m.px_per_mm < limits.LEAST_PX_PER_MM

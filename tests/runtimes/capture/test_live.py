@@ -15,7 +15,7 @@ from pulse_edge.runtimes.capture.preview import Preview, fine_detail, grid_scale
 from pulse_edge.runtimes.capture.shutter import State, advance
 
 RATE = 15
-PARTS = {"moving": 12, "soft": 15, "still": 24}  # frames
+PARTS = {"moving": 7, "soft": 7, "still": 12}  # frames
 
 
 def scene(picture, seed=0):
@@ -105,11 +105,12 @@ def test_the_preview_knows_the_scale(shoot, size):
 
 
 def test_a_recording_gives_a_graded_page(plain, tmp_path):
-    path = record(tmp_path / "scene.avi", scene(plain[0].image))
+    image = np.ascontiguousarray(plain[0].image[:1004])  # the encoder takes even sides
+    path = record(tmp_path / "scene.avi", scene(image))
     heard = []
     shot = take_live(str(path), heard.append)
     assert shot.taken.verdict.grade in ("good", "usable")
-    assert shot.image.shape == plain[0].image.shape
+    assert shot.image.shape == image.shape
     assert heard[-1] == "Taken."
     assert "Hold still: taking the picture." in heard
     # It is the still part that was taken: the page lies where it lies in the photo.

@@ -127,7 +127,7 @@ def small_files():
     return files
 
 
-@settings(max_examples=60, deadline=20_000, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=20_000, suppress_health_check=list(HealthCheck))
 @given(
     data=st.sampled_from(small_files()),
     changes=st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=4)), max_size=4),
@@ -147,7 +147,7 @@ def test_damaged_bytes_are_graded_or_refused(tmp_path, data, changes, cut):
     check(taken.result())
 
 
-@settings(max_examples=25, deadline=20_000)
+@settings(max_examples=6, deadline=20_000)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([(17, 400), (64, 64), (90, 200), (301, 283)]))
 def test_noise_of_any_size_is_refused(seed, shape):
     rng = np.random.default_rng(seed)
