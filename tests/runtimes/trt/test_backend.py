@@ -8,7 +8,9 @@ from PIL import Image
 
 from pulse_edge import commands
 from pulse_edge.bundle import read_manifest, verify_bundle
+from pulse_edge.contract import IMAGE_TOKEN_ID
 from pulse_edge.errors import BundleError, MissingExtraError, PulseEdgeError, UserError
+from pulse_edge.model.preprocess import preprocess
 from pulse_edge.runtimes.load import load
 from pulse_edge.runtimes.tensorrt import TensorRTBackend
 from pulse_edge.samples import SAMPLES
@@ -74,6 +76,21 @@ def test_reading_in_pieces_and_rewinding_equal_reading_at_once(built) -> None:
     np.testing.assert_allclose(ours.backend.extend(tokens), theirs.backend.extend(tokens), atol=1e-3)
     with pytest.raises(ValueError, match="no tokens"):
         ours.backend.extend([])
+
+
+def test_a_prompt_with_text_on_both_sides_of_the_image(built, pages) -> None:
+    """A session reads the image last; the protocol allows text behind it, too."""
+    folder, _ = built()
+    ours, theirs = load(folder), load(folder, runtime="onnx")
+    encode = ours.tokenizer.encode
+    prompt = [*encode("Look:"), IMAGE_TOKEN_ID, *encode(" Which leads?", bos=False)]
+    tiles, size = preprocess(pages[1]), pages[1].shape[1::-1]
+    logits = [s.backend.prefill(s.backend.encode(tiles, size), prompt) for s in (ours, theirs)]
+    np.testing.assert_allclose(*logits, atol=1e-3)
+    assert ours.backend.position == theirs.backend.position
+    with pytest.raises(UserError, match="context is 512"):
+        ours.backend.prefill(np.zeros((512, 32), np.float32), prompt)
+    assert ours.backend.prefill(None, prompt[:1]).shape == logits[0].shape
 
 
 def test_longer_than_any_profile_is_read_in_pieces_up_to_the_context(built) -> None:
