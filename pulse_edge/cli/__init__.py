@@ -8,6 +8,8 @@ from pulse_edge.cli import (  # noqa: F401 - each registers itself
     doctor,
     evaluate,
     export,
+    plan,
+    quantize,
     run,
     train,
     verify,

@@ -17,6 +17,8 @@ from pulse_edge.commands._bundle import (
 from pulse_edge.commands._doctor import doctor
 from pulse_edge.commands._evaluate import evaluate
 from pulse_edge.commands._export import export
+from pulse_edge.commands._plan import plan
+from pulse_edge.commands._quantize import quantize
 from pulse_edge.commands._run import run
 from pulse_edge.commands._train import train
 from pulse_edge.commands._verify import verify
@@ -32,6 +34,8 @@ __all__ = [
     "doctor",
     "evaluate",
     "export",
+    "plan",
+    "quantize",
     "run",
     "train",
     "verify",

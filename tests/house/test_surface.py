@@ -18,7 +18,17 @@ PUBLIC = {
     "preprocess": "(image",
     "load": "(path",
 }
-VERBS = ["build", "doctor", "eval", "export", "run", "train", "verify"]
+VERBS = [
+    "build",
+    "doctor",
+    "eval",
+    "export",
+    "plan",
+    "quantize",
+    "run",
+    "train",
+    "verify",
+]
 GROUPS = {"bundle": ["diff", "install", "keygen", "kit", "rollback", "sign"]}  # pulse-edge bundle diff …
 ERRORS = {
     "PulseEdgeError": 1,
@@ -30,6 +40,8 @@ ERRORS = {
     "UnknownNameError": 2,
     "MissingExtraError": 1,
     "GateError": 1,
+    "BudgetError": 3,
+    "FitError": 2,
 }
 
 
