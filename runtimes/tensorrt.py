@@ -100,10 +100,9 @@ class TensorRTBackend:
         self._tiles: tuple[int, ...] = tuple(graphs["vision"]["inputs"]["pixel_values"]["shape"])
         self._allocate(graphs)
         self._eye = self._capture_vision()
-        without = (
-            "" if self._eye is not None else ", the vision graph without a CUDA graph: it was not captured"
-        )
-        self.runtime = f"TensorRT {self._trt.__version__}{without}"
+        self.runtime = f"TensorRT {self._trt.__version__}"
+        if self._eye is None:
+            self.runtime += ", the vision graph without a CUDA graph: it could not be captured"
         self.position = 0
 
     def _allocate(self, graphs: Mapping[str, Any]) -> None:
@@ -139,7 +138,7 @@ class TensorRTBackend:
         return merge_features(features[:n], image_size, self._merge, self._newline)
 
     def _capture_vision(self) -> Any:
-        """Run the vision graph on nothing, which the capture after it needs; None if it cannot be captured."""
+        """Run the vision graph on nothing, as a capture needs it, and capture it; None where that fails."""
         self._cuda.upload(self._pixels, np.zeros(self._tiles, np.float32))
         self._look()
         self._cuda.synchronize()
