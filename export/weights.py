@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pulse_edge.errors import UnknownNameError, UserError
-from pulse_edge.export.onnx_writer import GraphWriter
+
+if TYPE_CHECKING:  # the Core ML target rounds weights without onnx installed
+    from pulse_edge.export.onnx_writer import GraphWriter
 
 BITS: Final = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
 INT4_BLOCKS: Final = (128, 64)  # TensorRT takes no others; the larger is the smaller file
