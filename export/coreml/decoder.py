@@ -184,6 +184,7 @@ class _Builder:
 
     def _body(self, given: Mapping[str, Any]) -> Any:
         self.states = {name: given[name] for name in self.names}
+        self.held = {name: mb.read_state(input=state) for name, state in self.states.items()}
         self.position = given["position"]
         self.end = mb.add(x=self.position, y=np.array([self.rows], np.int32), name="end")
         # The query heads that share a key head follow each other as rows, and so does their mask.
@@ -263,10 +264,11 @@ class _Builder:
         s, at = self.shape, i - self.chunk.start
         begin = mb.concat(values=[_ints(at, 0), self.position, _ints(0)], axis=0)
         end = mb.concat(values=[_ints(at + 1, s.kv_heads), self.end, _ints(s.head_dim)], axis=0)
-        whole = mb.slice_update(x=mb.read_state(input=self.states[state]), update=x, begin=begin, end=end)
-        mb.coreml_update_state(state=self.states[state], value=whole)
+        whole = mb.slice_update(x=self.held[state], update=x, begin=begin, end=end)
+        # What the update returns is read from now on: of two reads of a state coremltools drops the second.
+        self.held[state] = mb.coreml_update_state(state=self.states[state], value=whole)
         size = [1, s.kv_heads, self.layout.cache, s.head_dim]
-        return mb.slice_by_size(x=mb.read_state(input=self.states[state]), begin=[at, 0, 0, 0], size=size)
+        return mb.slice_by_size(x=self.held[state], begin=[at, 0, 0, 0], size=size)
 
     def _rotate(self, x: Any) -> Any:
         """Rotate pairs of channels by their position (Su et al., RoFormer, 2021)."""

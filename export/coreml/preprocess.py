@@ -47,13 +47,11 @@ def convert_preprocess(path: Path, half: bool) -> Any:
     picture = mb.TensorSpec((1, 3, get_new_symbol(), get_new_symbol()), types.fp32)
     with Function({"image": picture}, FLOOR) as cut:
         cut.set_outputs(_cut(cut.inputs["image"], half))
+    rgb = ct.colorlayout.RGB
+    cut.set_output_types([ct.ImageType(name="tiles", color_layout=rgb), ct.TensorType(name="shown")])
     height, width = (ct.RangeDim(*SIDES, default=usual) for usual in _USUAL)
-    image = ct.ImageType(name="image", shape=(1, 3, height, width), color_layout=ct.colorlayout.RGB)
-    kind = np.float16 if half else np.float32
-    tiles = ct.ImageType(name="tiles", color_layout=ct.colorlayout.RGB)
-    return convert(
-        program({"main": cut}), path, inputs=[image], outputs=[tiles, ct.TensorType(name="shown", dtype=kind)]
-    )
+    image = ct.ImageType(name="image", shape=(1, 3, height, width), color_layout=rgb)
+    return convert(program({"main": cut}), path, inputs=[image])
 
 
 def _cut(image: Any, half: bool) -> list[Any]:
@@ -67,27 +65,23 @@ def _cut(image: Any, half: bool) -> list[Any]:
     rest = mb.maximum(x=mb.sub(x=number, y=_ints(1)), y=_ints(0))
     row = mb.floor_div(x=rest, y=across)
     column = mb.sub(x=rest, y=mb.mul(x=row, y=across))
-    passes = []
-    for side, place, size, offset in (
-        (width, column, resized[0], pasted[0]),
-        (height, row, resized[1], pasted[1]),
-    ):
-        first = mb.sub(x=mb.mul(x=place, y=_ints(TILE_SIZE)), y=offset)
-        base = mb.equal(x=number, y=_ints(0))
-        first = mb.select(cond=base, a=_ints(*[0] * MAX_TILES), b=first)
-        size = mb.select(
-            cond=base, a=_ints(*[TILE_SIZE] * MAX_TILES), b=mb.add(x=size, y=_ints(*[0] * MAX_TILES))
-        )
-        passes.append(_coefficients(side, size, first, shown))
-    tiles = _levels(mb.matmul(x=image, y=passes[0], transpose_y=True))  # [5, 3, H, 336]
-    tiles = _levels(mb.matmul(x=passes[1], y=tiles))  # [5, 3, 336, 336]
-    tall = mb.reshape(
-        x=mb.transpose(x=tiles, perm=[1, 0, 2, 3]), shape=[1, 3, MAX_TILES * TILE_SIZE, TILE_SIZE]
+    horizontal, vertical = (
+        _coefficients(side, *_along(number, place, size, offset), shown)
+        for side, place, size, offset in zip((width, height), (column, row), resized, pasted, strict=True)
     )
-    return [
-        mb.identity(x=tall, name="tiles"),
-        mb.cast(x=shown, dtype="fp16" if half else "fp32", name="shown"),
-    ]
+    tiles = _levels(mb.matmul(x=image, y=horizontal, transpose_y=True))  # [5, 3, H, 336]
+    tiles = _levels(mb.matmul(x=vertical, y=tiles))  # [5, 3, 336, 336]
+    tall = mb.transpose(x=tiles, perm=[1, 0, 2, 3])
+    tall = mb.reshape(x=tall, shape=[1, 3, MAX_TILES * TILE_SIZE, TILE_SIZE], name="tiles")
+    return [tall, mb.cast(x=shown, dtype="fp16" if half else "fp32", name="shown")]
+
+
+def _along(number: Any, place: Any, size: Any, offset: Any) -> tuple[Any, Any]:
+    """Size of the resized picture in one direction, and where each tile begins on it, int32 [5] each."""
+    base, none = mb.equal(x=number, y=_ints(0)), _ints(*[0] * MAX_TILES)
+    first = mb.sub(x=mb.mul(x=place, y=_ints(TILE_SIZE)), y=offset)
+    size = mb.select(cond=base, a=_ints(*[TILE_SIZE] * MAX_TILES), b=mb.add(x=size, y=none))
+    return size, mb.select(cond=base, a=none, b=first)
 
 
 def _place(width: Any, height: Any) -> tuple[tuple[Any, Any], tuple[Any, Any], Any, Any]:
@@ -123,10 +117,9 @@ def _product(length: Any, side: Any, divisor: Any, slack: Any) -> tuple[Any, Any
     times = mb.mul(x=length, y=side)
     floor = mb.floor_div(x=times, y=divisor)
     exact = mb.equal(x=mb.mul(x=floor, y=divisor), y=times)
-    # A length beyond the tables does not occur where it counts: the smaller scale keeps both within a grid.
-    least, most = (
-        mb.gather(x=table, indices=mb.minimum(x=floor, y=_ints(_TARGETS[-1])), axis=0) for table in _steps()
-    )
+    # Beyond the tables nothing counts: with the smaller scale both sides stay within the grid.
+    known = mb.minimum(x=floor, y=_ints(_TARGETS[-1]))
+    least, most = (mb.gather(x=table, indices=known, axis=0) for table in _steps())
     below = mb.logical_and(x=exact, y=mb.less(x=slack, y=least))
     above = mb.logical_or(x=mb.logical_not(x=exact), y=mb.greater(x=slack, y=most))
     return (
@@ -145,7 +138,7 @@ def _slack() -> NDArray[np.float32]:
 
 
 def _steps() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Slack beyond which ``q * (1 + slack / 2^53)`` rounds to the float64 below or above ``q``, [1009] each."""
+    """Slack beyond which ``q * (1 + slack / 2^53)`` rounds to the float64 below ``q`` or above, [1009]."""
     whole = np.arange(1, _TARGETS[-1] + 1)
     most = np.array([1.0, *(2.0 ** math.floor(math.log2(q)) / q for q in whole)])
     least = np.where(most == 1.0, -0.5, -most)  # below a power of two the floats lie twice as dense
