@@ -7,7 +7,7 @@ anything. What was asked for is read back from the finished package all the same
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,16 +16,18 @@ import numpy as np
 from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import types
 from coremltools.converters.mil.mil.types.type_mapping import nptype_from_builtin
+from coremltools.models.utils import load_spec
 from numpy.typing import NDArray
 
 from pulse_edge.errors import CheckpointError, GateError
 from pulse_edge.export.weights import Precision, int4_block, quantize
+from pulse_edge.model.quantized import QuantizedWeight
 
 SMALL_BLOCKS: Final = (32, 16)  # where TensorRT's 128 and 64 do not divide: Core ML takes any
 PALETTE_BITS: Final = 4
 PALETTE_ROWS: Final = 16  # output channels that share a table: Apple's choice for the Neural Engine
 _INT4, _UINT4 = (nptype_from_builtin(kind) for kind in (types.int4, types.uint4))
-_KINDS: Final = {
+_OPERATORS: Final = {
     "int8": "constexpr_blockwise_shift_scale",
     "int4": "constexpr_blockwise_shift_scale",
     "palette4": "constexpr_lut_to_dense",
@@ -40,26 +42,42 @@ class Encoded:
         kind: ``dense``, ``int8``, ``int4`` or ``palette4``.
         values: the matrix itself, its integers, or its indices into the table.
         table: scales [N, K / block], or palettes [N / rows, 1, 16, 1]; None when dense.
+        offset: zero points, like the scales; None where all are 0.
     """
 
     kind: str
     values: NDArray[Any]
     table: NDArray[np.floating] | None = None
+    offset: NDArray[Any] | None = None
 
 
-def encode(name: str, matrix: NDArray[np.float32], how: Precision) -> Encoded:
-    """Encode a linear layer's weight [N, K] in a precision.
+def take_integers(weight: QuantizedWeight, how: Precision) -> Encoded:
+    """Take a checkpoint's own integers as they are."""
+    kind = _INT4 if weight.bits == 4 else np.dtype(np.int8)
+    zero = None if weight.zero is None else weight.zero.astype(kind)
+    return Encoded(f"int{weight.bits}", weight.integers.astype(kind), weight.scale.astype(how.compute), zero)
+
+
+def encode(name: str, matrix: NDArray[np.float32], how: Precision, dense: bool = False) -> Encoded:
+    """Encode a linear layer's weight [N, K].
+
+    Args:
+        name: of the layer, for complaints.
+        matrix: float32.
+        how: precision.
+        dense: do not compress it, whatever the precision.
 
     Raises:
         CheckpointError: the layer does not fit the precision, or is not finite in it. coremltools' own
             compression would leave such a layer uncompressed and say nothing.
     """
-    if how.name == "palette4":
+    if dense or how.bits > 8:
+        with np.errstate(over="ignore"):  # refused below
+            made = Encoded("dense", matrix.astype(how.compute))
+    elif how.name == "palette4":
         made = _palette(name, matrix, how)
-    elif how.name in ("int8", "int4"):
-        made = _integers(name, matrix, how)
     else:
-        made = Encoded("dense", matrix.astype(how.compute))
+        made = _integers(name, matrix, how)
     checked = made.values if made.table is None else made.table
     if not np.isfinite(checked).all():
         raise CheckpointError(
@@ -122,7 +140,7 @@ def _lloyd(weights: NDArray[np.float32], bins: int = 4096, rounds: int = 30) -> 
         if np.allclose(moved, centres, rtol=0, atol=1e-9):
             break
         centres = np.sort(moved)
-    return centres.astype(np.float32)
+    return np.asarray(centres, np.float32)
 
 
 def constant(name: str, array: NDArray[Any]) -> Any:
@@ -144,29 +162,30 @@ def matrix(name: str, encoded: Encoded) -> Any:
     made = f"{name}.dense".replace(".", "_")
     if encoded.kind == "palette4":
         return mb.constexpr_lut_to_dense(indices=values, lut=table, name=made)
+    if encoded.offset is not None:
+        offset = constant(f"{name}.offset", encoded.offset)
+        return mb.constexpr_blockwise_shift_scale(data=values, scale=table, offset=offset, name=made)
     return mb.constexpr_blockwise_shift_scale(data=values, scale=table, name=made)
 
 
-def check_compressed(path: Path, how: Precision, asked: Collection[str]) -> None:
-    """Check in a finished package that every matrix asked for is stored compressed.
+def check_compressed(path: Path, asked: Mapping[str, str]) -> None:
+    """Check in a finished package that every matrix asked for is stored compressed, in every function.
 
     Args:
         path: of the package.
-        how: precision that was asked for.
-        asked: names of the matrices, as :func:`matrix` had them.
+        asked: kind of each matrix, by its name in :func:`matrix`.
 
     Raises:
-        GateError: one is dense in some function; it is named.
+        GateError: one is dense, or stands in another form; it is named.
     """
-    kind = _KINDS.get(how.name)
-    if kind is None:
-        return
-    from coremltools.models.utils import load_spec
-
     for name, function in load_spec(str(path)).mlProgram.functions.items():
         (block,) = function.block_specializations.values()
-        found = {op.outputs[0].name for op in block.operations if op.type == kind}
-        missing = [layer for layer in asked if f"{layer}.dense".replace(".", "_") not in found]
+        found = {op.outputs[0].name: op.type for op in block.operations if op.type in _OPERATORS.values()}
+        missing = [
+            layer
+            for layer, kind in asked.items()
+            if found.get(f"{layer}.dense".replace(".", "_")) != _OPERATORS[kind]
+        ]
         if missing:
             raise GateError(
                 f"coremltools left {len(missing)} layer(s) of {path.name} uncompressed in {name}: "

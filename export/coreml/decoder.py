@@ -22,10 +22,11 @@ from coremltools.converters.mil.mil import Function, types
 from numpy.typing import NDArray
 
 from pulse_edge.contract import exact_div
-from pulse_edge.export.coreml.compress import Encoded, constant, encode, matrix
+from pulse_edge.export.coreml.compress import Encoded, constant, encode, matrix, take_integers
 from pulse_edge.export.coreml.package import FLOOR
 from pulse_edge.export.shape import DecoderShape, Weights, rotary_tables
 from pulse_edge.export.weights import Precision
+from pulse_edge.model.quantized import QuantizedWeight
 
 MASKED: Final = -1e4  # float16 holds it, and no score comes near
 ALIGNMENT: Final = 32  # of the cache's sides: states of others fail on the Neural Engine (issue 2631)
@@ -64,6 +65,19 @@ class Layout:
     prefill: int
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where a decoder's weights come from.
+
+    Attributes:
+        weights: gives a weight by its name inside the language model, e.g. ``layers.0.mlp.up_proj.weight``.
+        integers: those that the checkpoint itself holds as integers, by the same names.
+    """
+
+    weights: Weights
+    integers: Mapping[str, QuantizedWeight] = field(default_factory=dict)
+
+
 def plan_layout(shape: DecoderShape, context: int, how: Precision) -> Layout:
     """Choose the static lengths of a decoder.
 
@@ -74,14 +88,15 @@ def plan_layout(shape: DecoderShape, context: int, how: Precision) -> Layout:
     return Layout(shape, context, -(-(context + prefill - 1) // ALIGNMENT) * ALIGNMENT, prefill)
 
 
-def plan_chunks(shape: DecoderShape, per_layer: int) -> list[Chunk]:
-    """Cut a decoder into chunks of at most 900 million weights.
+def plan_chunks(shape: DecoderShape, ffn: int) -> list[Chunk]:
+    """Cut a decoder into chunks of whole layers, of at most 900 million weights where a layer has fewer.
 
     Args:
         shape: of the decoder.
-        per_layer: weights of one layer.
+        ffn: width inside its MLPs.
     """
-    size = max(1, min(shape.layers, _CHUNK // per_layer))
+    attention = 2 * shape.hidden * (shape.heads + shape.kv_heads) * shape.head_dim
+    size = max(1, min(shape.layers, _CHUNK // (attention + 3 * shape.hidden * ffn)))
     starts = range(0, shape.layers, size)
     if len(starts) == 1:
         return [Chunk("decoder", 0, shape.layers, True)]
@@ -93,8 +108,8 @@ def plan_chunks(shape: DecoderShape, per_layer: int) -> list[Chunk]:
 
 
 def build_chunk(
-    layout: Layout, chunk: Chunk, weights: Weights, how: Precision
-) -> tuple[dict[str, Function], list[str]]:
+    layout: Layout, chunk: Chunk, source: Source, how: Precision
+) -> tuple[dict[str, Function], dict[str, str]]:
     """Build the functions of a chunk.
 
     Inputs of both: ``inputs_embeds`` (in the first chunk) or ``hidden`` [1, T, H], ``position`` int32 [1]:
@@ -106,21 +121,22 @@ def build_chunk(
     Args:
         layout: of the decoder.
         chunk: which of its layers.
-        weights: gives a weight by its name inside the language model; asked once for each.
+        source: of its weights; each is asked for once.
         how: precision of the linear layers.
 
     Returns:
-        The functions by name, and the names of the matrices that are compressed.
+        The functions by name, and the kinds of the matrices that are compressed, by name.
 
     Raises:
         CheckpointError: a layer does not fit the precision.
     """
-    store = _Store(layout.shape, weights, how)
+    store = _Store(layout.shape, source, how)
     functions = {
         name: _Builder(layout, chunk, store, how, rows).function()
         for name, rows in (("prefill", layout.prefill), ("decode", 1))
     }
-    return functions, sorted(name for name, held in store.matrices.items() if held.table is not None)
+    kinds = {name: held.kind for name, held in store.matrices.items() if held.table is not None}
+    return functions, kinds
 
 
 @dataclass
@@ -128,19 +144,25 @@ class _Store:
     """Weights of a chunk, read and encoded once for both functions."""
 
     shape: DecoderShape
-    weights: Weights
+    source: Source
     how: Precision
     tables: list[NDArray[np.floating]] = field(default_factory=list)
     matrices: dict[str, Encoded] = field(default_factory=dict)
     vectors: dict[str, NDArray[np.floating]] = field(default_factory=dict)
 
     def matrix(self, name: str, keep: bool = False) -> Any:
+        """Add a linear layer's matrix; ``keep``: not rounded to integers unless the checkpoint did."""
         if name not in self.matrices:
-            held = self.weights(f"{name}.weight")
-            self.matrices[name] = (
-                Encoded("dense", held.astype(self.how.compute)) if keep else encode(name, held, self.how)
-            )
+            self.matrices[name] = self._encode(name, keep)
         return matrix(name, self.matrices[name])
+
+    def _encode(self, name: str, keep: bool) -> Encoded:
+        own = self.source.integers.get(f"{name}.weight")
+        if own is not None:
+            return take_integers(own, self.how)
+        held = self.source.weights(f"{name}.weight")
+        # A checkpoint with integers was quantised on purpose: what it left dense stays dense.
+        return encode(name, held, self.how, dense=keep or bool(self.source.integers))
 
     def rotary(self, length: int) -> Iterator[Any]:
         """Add the cosine and sine tables, [length, D / 2]."""
@@ -152,7 +174,7 @@ class _Store:
 
     def vector(self, name: str) -> Any:
         if name not in self.vectors:
-            self.vectors[name] = self.weights(name).astype(self.how.compute)
+            self.vectors[name] = self.source.weights(name).astype(self.how.compute)
         return constant(name, self.vectors[name])
 
 

@@ -100,7 +100,7 @@ class CoremlBackend:
 
     def _look_up(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         rows = self._embed.run(None, {"input_ids": np.asarray([tokens], np.int32)})["inputs_embeds"][0]
-        return rows.astype(np.float32)
+        return np.asarray(rows, np.float32)
 
     def _read(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         total = self.position + len(rows)

@@ -33,6 +33,9 @@ class StackedVision(nn.Module):
         model: the whole PULSE; it is copied, not changed.
     """
 
+    gain: Tensor
+    mean: Tensor
+
     def __init__(self, model: PulseForConditionalGeneration) -> None:
         super().__init__()
         self.read = VisionGraph(model, half=False)
@@ -44,7 +47,8 @@ class StackedVision(nn.Module):
         """Compute the features of five tiles, before merging; ``shown`` [5] is 1 or, for filling, 0."""
         levels = (tiles - self.mean) * self.gain
         views = torch.cat([levels[:, :, i * TILE_SIZE : (i + 1) * TILE_SIZE] for i in range(MAX_TILES)])
-        return self.read(views * shown.reshape(MAX_TILES, 1, 1, 1))
+        features: Tensor = self.read(views * shown.reshape(MAX_TILES, 1, 1, 1))
+        return features
 
 
 def convert_vision(path: Path, model: PulseForConditionalGeneration, how: Precision) -> tuple[Any, int]:

@@ -22,7 +22,7 @@ def small_model(small_checkpoint: Path) -> Any:
 @pytest.fixture(scope="session")
 def packages(small_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Path]]:
     """Convert vision, embedding and decoder in a precision, once: ``{"vision": path, ...}``."""
-    from pulse_edge.export.coreml.decoder import build_chunk, plan_chunks, plan_layout
+    from pulse_edge.export.coreml.decoder import Source, build_chunk, plan_chunks, plan_layout
     from pulse_edge.export.coreml.embedding import convert_embedding
     from pulse_edge.export.coreml.package import convert, finish, program
     from pulse_edge.export.coreml.vision import convert_vision
@@ -43,7 +43,7 @@ def packages(small_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Call
         table = weights("embed_tokens.weight")
         finish(convert_embedding(paths["embed"], table, how, 64), paths["embed"])
         layout = plan_layout(shape, 384, how)
-        functions, _ = build_chunk(layout, plan_chunks(shape, 1)[0], weights, how)
+        functions, _ = build_chunk(layout, plan_chunks(shape, 48)[0], Source(weights), how)
         finish(convert(program(functions), paths["decoder"]), paths["decoder"])
         made[name] = paths
         return paths
