@@ -11,11 +11,18 @@ import yaml
 from pulse_edge.errors import PulseEdgeError, UnknownNameError
 
 FOLDER: Final = Path(__file__).parent / "devices"
-KINDS: Final = ("jetson", "cpu")
+KINDS: Final = ("jetson", "iphone", "ipad", "mac", "cpu")
 CONFIDENCE: Final = ("A", "B", "C")  # vendor's own document; third party; unverified
+# Memory, speed, hardware, software. Shares of RAM are planning assumptions; tflops and tops are dense peaks
+# of the unit that runs the model, ai_tops the vendor's headline (of Jetsons sparse, DLA included).
 VALUES: Final = (
-    "ram_gb", "bandwidth_gb_s", "int8_tops", "sm", "module_ids", "jetpack", "tensorrt", "precisions",
+    "ram_gb", "usable_fraction", "entitled_fraction", "memory_probe",
+    "bandwidth_gb_s", "fp16_tflops", "int8_tops", "fp8_tflops", "fp4_tflops", "ai_tops",
+    "chip", "sm", "module_ids", "model_ids", "power_modes_w",
+    "jetpack", "tensorrt", "os_floor", "precisions",
 )  # fmt: skip
+_NUMBERS: Final = VALUES[:3] + VALUES[4:10]
+_LISTS: Final = ("module_ids", "model_ids", "power_modes_w", "precisions")
 _KEYS: Final = ("name", "kind", "title", *VALUES)
 _VALUE_KEYS: Final = ("value", "source", "confidence")
 
@@ -86,10 +93,30 @@ def read_device(path: Path) -> Device:
     values = {}
     for key in VALUES:
         entry = _mapping(raw[key], _VALUE_KEYS, path)
-        if entry["value"] is not None and (not entry["source"] or entry["confidence"] not in CONFIDENCE):
-            raise PulseEdgeError(f"{path}: {key} needs a source and a confidence of A, B or C.")
+        if entry["value"] is not None:
+            if not isinstance(entry["source"], str) or not entry["source"].strip():
+                raise PulseEdgeError(f"{path}: {key} needs a source and a confidence of A, B or C.")
+            if entry["confidence"] not in CONFIDENCE:
+                raise PulseEdgeError(f"{path}: {key} needs a source and a confidence of A, B or C.")
+            _check_value(key, entry["value"], path)
         values[key] = Value(**entry)
     return Device(raw["name"], raw["kind"], raw["title"], values)
+
+
+def _check_value(key: str, value: Any, path: Path) -> None:
+    """A version is text (8.70 is not 8.7), a share lies in 0 to 1, a list holds something."""
+    if key in _NUMBERS:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        right = number and 0 < value <= (1 if key.endswith("fraction") else 1e6)
+        kind = "a share above 0 and at most 1" if key.endswith("fraction") else "a positive number"
+    elif key in _LISTS:
+        right, kind = isinstance(value, list) and bool(value), "a list"
+    else:
+        right, kind = isinstance(value, str) and bool(value.strip()), "text"
+    if not right:
+        raise PulseEdgeError(
+            f"{path}: {key} must be {kind}, not {value!r}; write null where it is not known."
+        )
 
 
 def _mapping(raw: Any, keys: tuple[str, ...], path: Path) -> dict[str, Any]:

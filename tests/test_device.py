@@ -8,11 +8,17 @@ import yaml
 from pulse_edge.device import CONFIDENCE, FOLDER, KINDS, VALUES, list_devices, load_device, read_device
 from pulse_edge.errors import PulseEdgeError, UnknownNameError
 
+NUMBERS = [name for name in VALUES if name.endswith(("_gb", "_fraction", "_gb_s", "tflops", "_tops"))]
+
 
 @pytest.fixture
 def profile():
-    entry = {"value": 8, "source": "the vendor's data sheet", "confidence": "A"}
-    return {"name": "box", "kind": "jetson", "title": "A box", **{name: dict(entry) for name in VALUES}}
+    def entry(key):
+        value = {"fraction": 0.5, "ids": ["p1"], "modes_w": [7, 15], "precisions": ["fp16"]}
+        found = next((v for end, v in value.items() if key.endswith(end)), 8 if key in NUMBERS else "8.7")
+        return {"value": found, "source": "the vendor's data sheet", "confidence": "A"}
+
+    return {"name": "box", "kind": "jetson", "title": "A box", **{name: entry(name) for name in VALUES}}
 
 
 @pytest.fixture
@@ -114,6 +120,23 @@ def test_every_part_of_a_value_is_required(read, profile, part):
 def test_a_value_needs_source_and_confidence(read, profile, change):
     profile["int8_tops"].update(change)
     with pytest.raises(PulseEdgeError, match="int8_tops needs a source and a confidence"):
+        read(profile)
+
+
+@pytest.mark.parametrize("key", VALUES)
+@pytest.mark.parametrize("value", [0, -1, True, float("nan"), float("inf"), "", " ", [], {}, {"a": 1}])
+def test_a_value_of_another_kind_is_refused(read, profile, key, value):
+    profile[key]["value"] = value
+    with pytest.raises(PulseEdgeError, match=f"{key} must be .*; write null where it is not known"):
+        read(profile)
+
+
+@pytest.mark.parametrize("key", ["usable_fraction", "entitled_fraction"])
+def test_a_share_is_at_most_one(read, profile, key):
+    profile[key]["value"] = 1
+    assert read(profile).values[key].value == 1
+    profile[key]["value"] = 1.01
+    with pytest.raises(PulseEdgeError, match="a share above 0 and at most 1"):
         read(profile)
 
 

@@ -18,7 +18,7 @@ PUBLIC = {
     "preprocess": "(image",
     "load": "(path",
 }
-VERBS = ["doctor", "eval", "export", "run", "train", "verify"]
+VERBS = ["doctor", "eval", "export", "plan", "run", "train", "verify"]
 ERRORS = {
     "PulseEdgeError": 1,
     "UserError": 2,
@@ -26,6 +26,7 @@ ERRORS = {
     "RecordError": 2,
     "CheckpointError": 2,
     "BundleError": 2,
+    "FitError": 2,
     "UnknownNameError": 2,
     "MissingExtraError": 1,
     "GateError": 1,
