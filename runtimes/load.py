@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from pulse_edge.bundle import read_manifest, verify_bundle
 from pulse_edge.contract import MANIFEST
 from pulse_edge.errors import BundleError
 from pulse_edge.model.tokenizer import Tokenizer
-from pulse_edge.runtimes.session import Session
+from pulse_edge.runtimes.session import Backend, Session
 
 
 def load(path: str | PathLike[str], verify: bool = True, threads: int | None = None) -> Session:
-    """Open a model.
+    """Open a model. A Core ML bundle needs an Apple device; `pulse-edge run` plays it through `export`.
 
     Args:
         path: folder of a bundle (needs neither torch nor transformers), folder of a checkpoint, or a
@@ -34,16 +36,40 @@ def load(path: str | PathLike[str], verify: bool = True, threads: int | None = N
 
 
 def _open_bundle(folder: Path, verify: bool, threads: int | None) -> Session:
+    manifest = sound_manifest(folder) if verify else read_manifest(folder)
+    if manifest["target"] == "coreml":
+        raise BundleError(
+            f"{folder} is a Core ML bundle, which runs on an iPhone, an iPad or a Mac. Put it into an app; "
+            'or play it here with `pulse-edge run`, which needs: pip install "pulse-edge[coreml]"'
+        )
+    from pulse_edge.runtimes.onnx import OnnxBackend
+
+    return open_session(folder, manifest, lambda: OnnxBackend(folder, manifest, threads))
+
+
+def sound_manifest(folder: Path) -> dict[str, Any]:
+    """Return a bundle's manifest once every file was compared with it.
+
+    Raises:
+        BundleError: the bundle is damaged, incomplete or newer than this pulse-edge.
+    """
     manifest = read_manifest(folder)
-    problems = verify_bundle(folder) if verify else []
+    problems = verify_bundle(folder)
     if problems:
         count = f" ({len(problems)} problems)" if len(problems) > 1 else ""
         raise BundleError(f"The bundle {folder} is not sound{count}: {problems[0]}")
-    from pulse_edge.runtimes.onnx import OnnxBackend
+    return manifest
 
+
+def open_session(folder: Path, manifest: dict[str, Any], backend: Callable[[], Backend]) -> Session:
+    """Open a session over the backend of a bundle.
+
+    Raises:
+        BundleError: the manifest lacks a field.
+    """
     try:
         return Session(
-            OnnxBackend(folder, manifest, threads),
+            backend(),
             Tokenizer.from_folder(folder),
             manifest["labels"],
             manifest["scoring"],

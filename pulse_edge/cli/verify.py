@@ -12,12 +12,16 @@ from pulse_edge.cli.base import Json, app, print_json
 
 @app.command()
 def verify(
-    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")], as_json: Json = False
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    execute: Annotated[
+        bool, typer.Option("--execute", help="Also run the graphs, and compare with the export's answer.")
+    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Check every file of a bundle against its manifest."""
     from pulse_edge import commands
 
-    result = commands.verify(bundle)
+    result = commands.verify(bundle, execute)
     if as_json:
         print_json(result)
     else:
