@@ -122,7 +122,7 @@ class Package:
             }
         for name, tensor in frame.states.items():
             if state is not None and tensor is not before[name]:
-                state[name][...] = np.asarray(tensor)
+                state[name][...] = tensor.numpy()
         return outputs
 
     def plan(self, function: str | None = None) -> Graph:

@@ -112,6 +112,8 @@ class ComputeStep:
             value = results[i]
             if output.rounded:
                 value = results[i] = value.to(torch.float16).to(torch.float32)
+            elif isinstance(value, Tensor) and value.dtype != output.type.dtype.computed:
+                value = results[i] = value.to(output.type.dtype.computed)
             if not output.type.admits(tuple(value.shape)):
                 raise BundleError(
                     f"{self.where} gives {output.name} the shape {list(value.shape)}, but the program "
