@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 

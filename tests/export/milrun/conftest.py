@@ -59,7 +59,9 @@ def run_cases(save: Callable[..., Path], tmp_path_factory: Any) -> Callable[...,
             values.extend(output.val for output in outputs)
             return outputs
 
-        assert all(value is not None for value in values), f"coremltools computes no {name}; say what to expect"
+        assert all(value is not None for value in values), (
+            f"coremltools computes no {name}; say what to expect"
+        )
         return values
 
     def run(cases: Sequence[Case], target: Any = ct.target.iOS18, precision: str = "fp32") -> Any:
@@ -87,7 +89,10 @@ def run_cases(save: Callable[..., Path], tmp_path_factory: Any) -> Callable[...,
                     arguments[parameter] = tuple(parts) if isinstance(value, tuple) else parts[0]
                 results = build(name, arguments)
                 counts.append(len(results))
-                outputs += [r if r.dtype in (types.fp32, types.int32) else mb.cast(x=r, dtype="int32") for r in results]
+                outputs += [
+                    r if r.dtype in (types.fp32, types.int32) else mb.cast(x=r, dtype="int32")
+                    for r in results
+                ]
             return [mb.identity(x=out, name=f"out{k}") for k, out in enumerate(outputs)]
 
         # the builder reads the names of its inputs from the signature

@@ -95,7 +95,12 @@ def test_activations(check_cases: Check) -> None:
     cases += [
         ("softplus", {"x": 9 * x}, {}, np.logaddexp(9 * x.astype(np.float64), 0)),
         ("elu", {"x": x}, {"alpha": np.float32(0.3)}, _t(functional.elu, x, alpha=0.3)),
-        ("leaky_relu", {"x": x}, {"alpha": np.float32(0.3)}, _t(functional.leaky_relu, x, negative_slope=0.3)),
+        (
+            "leaky_relu",
+            {"x": x},
+            {"alpha": np.float32(0.3)},
+            _t(functional.leaky_relu, x, negative_slope=0.3),
+        ),
         ("thresholded_relu", {"x": x}, {"alpha": np.float32(1.5)}, np.where(x >= 1.5, x, 0)),
         ("clamped_relu", {"x": x}, both, np.minimum(np.where(x >= 0, x, 0.3 * x), 0.7)),
         ("linear_activation", {"x": x}, both, None),
@@ -123,7 +128,9 @@ def test_reductions(check_cases: Check) -> None:
         for axes in ([0], [-1, 1], [0, 1, 2, 3]):
             for keep in (False, True):
                 cases.append((name, {"x": x}, {"axes": axes, "keep_dims": keep}, None))
-    cases += [(name, {"x": _whole(8, 3, 4, low=1)}, {"axes": [1]}, None) for name in REDUCE if "log" not in name]
+    cases += [
+        (name, {"x": _whole(8, 3, 4, low=1)}, {"axes": [1]}, None) for name in REDUCE if "log" not in name
+    ]
     for name in ("reduce_argmax", "reduce_argmin"):
         cases += [(name, {"x": x}, {"axis": axis, "keep_dims": axis < 0}, None) for axis in (-1, 0, 2)]
     check_cases(cases)
@@ -135,9 +142,7 @@ def test_all_axes_are_reduced_by_default(check_cases: Check) -> None:
 
 
 @pytest.mark.parametrize("name", ["exp", "sigmoid", "square", "tanh", "silu"])
-def test_results_are_rounded_to_half_precision(
-    name: str, save: Callable[..., Any], tmp_path: Any
-) -> None:
+def test_results_are_rounded_to_half_precision(name: str, save: Callable[..., Any], tmp_path: Any) -> None:
     import coremltools as ct
     from coremltools.converters.mil import Builder as mb
     from coremltools.converters.mil.mil import types
