@@ -18,7 +18,8 @@ from pulse_edge.errors import BundleError, MissingExtraError, PulseEdgeError, Un
 from pulse_edge.export.milrun import ops  # noqa: F401  (fills the registry)
 from pulse_edge.export.milrun.dtypes import TensorType
 from pulse_edge.export.milrun.features import Feature, read_feature
-from pulse_edge.export.milrun.plan import Frame, Graph, Observer, Planner
+from pulse_edge.export.milrun.plan import Planner
+from pulse_edge.export.milrun.steps import Frame, Graph, Observer
 from pulse_edge.export.milrun.values import ConstantReader, tensor_type
 
 PRECISIONS = ("fp32", "fp16")

@@ -56,7 +56,7 @@ def _quiet(function: Callable[..., Any], *arguments: Any) -> Any:
 def _weights(path: Path) -> dict[str, NDArray[Any]]:
     """Every weight of a package that the products and convolutions use, as milrun decodes it."""
     from pulse_edge.export.milrun import load_package
-    from pulse_edge.export.milrun.plan import ComputeStep
+    from pulse_edge.export.milrun.steps import ComputeStep
 
     found = {}
     for step, _ in load_package(path).plan().steps:

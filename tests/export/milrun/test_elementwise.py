@@ -126,8 +126,7 @@ def test_reductions(check_cases: Check) -> None:
     cases: list[Any] = []
     for name in REDUCE:
         for axes in ([0], [-1, 1], [0, 1, 2, 3]):
-            for keep in (False, True):
-                cases.append((name, {"x": x}, {"axes": axes, "keep_dims": keep}, None))
+            cases += [(name, {"x": x}, {"axes": axes, "keep_dims": keep}, None) for keep in (False, True)]
     cases += [
         (name, {"x": _whole(8, 3, 4, low=1)}, {"axes": [1]}, None) for name in REDUCE if "log" not in name
     ]
