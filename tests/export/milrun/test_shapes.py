@@ -127,6 +127,12 @@ def test_slices(check_cases: Check) -> None:
             {"axis": 1, "interleave": True},
             np.stack([x, x + 1], 2).reshape(3, 10, 7),
         ),
+        (
+            "concat",
+            {},
+            {"values": (np.int32(4), np.int32(5)), "axis": 0},
+            _int(4, 5),
+        ),
         ("stack", {"values": (x, x + 1)}, {"axis": -1}, np.stack([x, x + 1], -1)),
         ("split", {"x": x}, {"split_sizes": [1, 4, 2], "axis": 2}, tuple(np.split(x, [1, 5], 2))),
         ("split", {"x": x}, {"num_splits": 3, "axis": 0}, tuple(np.split(x, 3, 0))),
@@ -271,6 +277,7 @@ def test_gathering(check_cases: Check) -> None:
         ("gather", {"x": x, "indices": index}, {"axis": 0}, np.take(x, index, 0)),
         ("gather", {"x": x, "indices": index}, {"axis": -1}, np.take(x, index, 2)),
         ("gather", {"x": x, "indices": index[0]}, {"axis": 1}, np.take(x, index[0], 1)),
+        ("gather", {"x": x[0, 0]}, {"indices": np.int32(3), "axis": 0}, x[0, 0, 3]),
         (
             "gather",
             {"x": x[:2], "indices": index},
