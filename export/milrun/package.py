@@ -141,9 +141,15 @@ class Package:
                 for item in called.message.inputs
                 if item.type.WhichOneof("type") == "stateType"
             }
+            odd = types.keys() ^ called.states.keys()
+            if odd:
+                raise BundleError(
+                    f"The function {name} of {self.path} has a state {min(odd)} in its program or its description "
+                    "only. Copy or export the package again."
+                )
             planner = Planner(name, self._reader, self._half, types)
             with torch.inference_mode():
-                graph = planner.plan(_block(called.message, name))
+                graph = planner.plan(_block(called.message, name), called.inputs)
             if planner.unsupported:
                 kinds = sorted(set(planner.unsupported))
                 more = f" and {len(kinds) - 5} more" if len(kinds) > 5 else ""

@@ -21,6 +21,29 @@ from pulse_edge.export.milrun.steps import (
 )
 from pulse_edge.export.milrun.values import Constant, ConstantReader, tensor_type
 
+Sources = dict[str, list[str | Constant]]
+
+
+@dataclass
+class Scope:
+    """What an op may read: constants, and names that have a value by then."""
+
+    constants: dict[str, Constant]
+    values: set[str]
+
+    def __post_init__(self) -> None:
+        self.constants = dict(self.constants)
+
+    def find(self, name: str, where: str) -> str | Constant:
+        """Return the constant of a name, or the name if it has a value.
+
+        Raises:
+            BundleError: it has none.
+        """
+        if name not in self.constants and name not in self.values:
+            raise BundleError(f"{where} reads {name}, which has no value. Copy or export the package again.")
+        return self.constants.get(name, name)
+
 
 @dataclass
 class Planner:
@@ -40,28 +63,31 @@ class Planner:
     states: dict[str, TensorType]
     unsupported: list[str] = field(default_factory=list)
 
-    def plan(self, block: Any, outer: dict[str, Constant] | None = None) -> Graph:
+    def plan(self, block: Any, visible: Iterable[str], outer: Scope | None = None) -> Graph:
         """Plan a block and those within it.
 
         Args:
             block: the message.
+            visible: names that have a value when it begins, beside its own inputs.
             outer: constants of the blocks around it.
 
         Raises:
-            BundleError: an op has arguments that it should not have, or lacks some.
+            BundleError: an op has arguments that it should not have, lacks some, or reads what is not there.
         """
-        scope = dict(outer or {})
+        scope = Scope(outer.constants if outer else {}, {*visible, *(named.name for named in block.inputs)})
         steps: list[tuple[Step, set[str]]] = []  # with the names that each needs
         defined: set[str] = {named.name for named in block.inputs}
         for operation in block.operations:
             made = self._operation(operation, scope)
+            names = {out.name for out in operation.outputs}
+            scope.values |= names
             if made is not None:
                 steps.append(made)
-                defined.update(out.name for out in operation.outputs)
-        outputs = [scope.get(name, name) for name in block.outputs]
+                defined |= names
+        outputs = [scope.find(name, f"The output of the function {self.function}") for name in block.outputs]
         return Graph([i.name for i in block.inputs], _lifetimes(steps, defined, outputs), outputs)
 
-    def _operation(self, operation: Any, scope: dict[str, Constant]) -> tuple[Step, set[str]] | None:
+    def _operation(self, operation: Any, scope: Scope) -> tuple[Step, set[str]] | None:
         """Plan one operation; None if it is a constant, which is put into the scope."""
         first = operation.outputs[0].name if operation.outputs else "(no output)"
         where = f"The op {operation.type} ({first}) of the function {self.function}"
@@ -71,7 +97,7 @@ class Planner:
             if value is None:
                 raise BundleError(f"{where} has no value. Copy or export the package again.")
             if value.type.WhichOneof("type") == "tensorType":  # lists of class names are left to their op
-                scope[first] = self.reader.read(value, first)
+                scope.constants[first] = self.reader.read(value, first)
             return None
         if operation.type in _SPECIAL:
             return _SPECIAL[operation.type](self, operation, sources, scope, where)
@@ -83,18 +109,19 @@ class Planner:
             return None
         return self._compute(operation, sources, scope, where)
 
-    def _sources(self, argument: Any, scope: dict[str, Constant], where: str) -> list[str | Constant]:
+    def _sources(self, argument: Any, scope: Scope, where: str) -> list[str | Constant]:
         found: list[str | Constant] = []
         for binding in argument.arguments:
             if binding.WhichOneof("binding") == "value":
                 if binding.value.type.WhichOneof("type") == "tensorType":
                     found.append(self.reader.read(binding.value, where))
             else:
-                found.append(scope.get(binding.name, binding.name))
+                held = binding.name in self.states
+                found.append(binding.name if held else scope.find(binding.name, where))
         return found
 
     def _compute(
-        self, operation: Any, sources: dict[str, list[str | Constant]], scope: dict[str, Constant], where: str
+        self, operation: Any, sources: Sources, scope: Scope, where: str
     ) -> tuple[Step, set[str]] | None:
         op = OPS[operation.type]
         unknown, missing = sorted(sources.keys() - op.kinds), sorted(op.required - sources.keys())
@@ -132,9 +159,7 @@ class Planner:
         rounded = self.half and declared.dtype.name == "fp16" and not op.moves
         return Output(named.name, declared, rounded)
 
-    def _fold(
-        self, step: ComputeStep, sources: dict[str, list[str | Constant]], scope: dict[str, Constant]
-    ) -> None:
+    def _fold(self, step: ComputeStep, sources: Sources, scope: Scope) -> None:
         """Compute an op of constants now, unless the same was computed before, in whichever function."""
         arguments = {
             parameter: [s for s in listed if isinstance(s, Constant)] for parameter, listed in sources.items()
@@ -144,7 +169,8 @@ class Planner:
         names = [(step.op.name, tuple(keys), out.type, i) for i, out in enumerate(step.outputs)]
         earlier = [self.reader.known(name) for name in names] if known else []
         if earlier and all(earlier):
-            scope.update((o.name, c) for o, c in zip(step.outputs, earlier, strict=True) if c is not None)
+            found = zip(step.outputs, earlier, strict=True)
+            scope.constants.update((out.name, constant) for out, constant in found if constant is not None)
             return
         kinds = step.op.kinds
         given = {
@@ -156,14 +182,16 @@ class Planner:
         }
         for output, name, result in zip(step.outputs, names, step.compute(given), strict=True):
             made = Constant(output.type.dtype, result, name if known else None)
-            scope[output.name] = self.reader.share(made)
+            scope.constants[output.name] = self.reader.share(made)
 
-    def read_state(self, operation: Any, sources: Any, scope: Any, where: str) -> tuple[Step, set[str]]:
+    def read_state(self, operation: Any, sources: Sources, scope: Scope, where: str) -> tuple[Step, set[str]]:
         """Plan ``read_state``."""
         state = self._state(sources, "input", where)
         return ReadState(state, operation.outputs[0].name), set()
 
-    def write_state(self, operation: Any, sources: Any, scope: Any, where: str) -> tuple[Step, set[str]]:
+    def write_state(
+        self, operation: Any, sources: Sources, scope: Scope, where: str
+    ) -> tuple[Step, set[str]]:
         """Plan ``write_state`` or ``coreml_update_state``."""
         holder, value = ("input", "data") if operation.type == "write_state" else ("state", "value")
         state = self._state(sources, holder, where)
@@ -174,32 +202,32 @@ class Planner:
         needs = {source} if isinstance(source, str) else set()
         return WriteState(state, source, self.states[state], where, output), needs
 
-    def _state(self, sources: Any, parameter: str, where: str) -> str:
+    def _state(self, sources: Sources, parameter: str, where: str) -> str:
         found = sources.get(parameter, [])
-        if len(found) != 1 or found[0] not in self.states:
+        if len(found) != 1 or isinstance(found[0], Constant) or found[0] not in self.states:
             raise BundleError(f"{where} names no state of its function. Check the conversion.")
-        return str(found[0])
+        return found[0]
 
-    def cond(self, operation: Any, sources: Any, scope: Any, where: str) -> tuple[Step, set[str]]:
+    def cond(self, operation: Any, sources: Sources, scope: Scope, where: str) -> tuple[Step, set[str]]:
         """Plan ``cond``."""
         if len(operation.blocks) != 2 or len(sources.get("pred", [])) != 1:
             raise BundleError(f"{where} is not a condition with two blocks. Check the conversion.")
-        then, other = (self.plan(block, scope) for block in operation.blocks)
+        then, other = (self.plan(block, scope.values, scope) for block in operation.blocks)
         (pred,) = sources["pred"]
         step = CondStep(pred, (then, other), [out.name for out in operation.outputs])
         return step, _captured(operation.blocks) | ({pred} if isinstance(pred, str) else set())
 
-    def while_loop(self, operation: Any, sources: Any, scope: Any, where: str) -> tuple[Step, set[str]]:
+    def while_loop(self, operation: Any, sources: Sources, scope: Scope, where: str) -> tuple[Step, set[str]]:
         """Plan ``while_loop``."""
         start = sources.get("loop_vars", [])
         if len(operation.blocks) != 2 or any(len(b.inputs) != len(start) for b in operation.blocks):
             raise BundleError(f"{where} is not a loop with a condition and a body. Check the conversion.")
-        condition, body = (self.plan(block, scope) for block in operation.blocks)
+        condition, body = (self.plan(block, scope.values, scope) for block in operation.blocks)
         step = WhileStep(start, condition, body, [out.name for out in operation.outputs])
         return step, _captured(operation.blocks) | {s for s in start if isinstance(s, str)}
 
 
-_SPECIAL: dict[str, Callable[[Planner, Any, Any, Any, str], tuple[Step, set[str]]]] = {
+_SPECIAL: dict[str, Callable[[Planner, Any, Sources, Scope, str], tuple[Step, set[str]]]] = {
     "read_state": Planner.read_state,
     "write_state": Planner.write_state,
     "coreml_update_state": Planner.write_state,
