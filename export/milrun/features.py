@@ -89,11 +89,11 @@ class Feature:
         """
         if self.kind == "image":
             planes = value.reshape(value.shape[-3:]).round().clamp(0, 255).to(torch.uint8)
-            picture = np.asarray(planes.permute(1, 2, 0))
+            picture = planes.permute(1, 2, 0).numpy()
             picture = picture[:, :, ::-1] if self.colour == "bgr" else picture
             return np.ascontiguousarray(picture if self.shape[2:] else picture[:, :, 0])
         dtype = "float32" if self.dtype == "float16" and not half else self.dtype
-        return np.array(value, dtype)
+        return value.numpy().astype(dtype)
 
     def _check_shape(self, shape: tuple[int, ...]) -> None:
         if self.shapes:

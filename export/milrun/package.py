@@ -18,7 +18,8 @@ from pulse_edge.errors import BundleError, MissingExtraError, PulseEdgeError, Un
 from pulse_edge.export.milrun import ops  # noqa: F401  (fills the registry)
 from pulse_edge.export.milrun.dtypes import TensorType
 from pulse_edge.export.milrun.features import Feature, read_feature
-from pulse_edge.export.milrun.plan import Frame, Graph, Observer, Planner
+from pulse_edge.export.milrun.plan import Planner
+from pulse_edge.export.milrun.steps import Frame, Graph, Observer
 from pulse_edge.export.milrun.values import ConstantReader, tensor_type
 
 PRECISIONS = ("fp32", "fp16")
@@ -122,7 +123,7 @@ class Package:
             }
         for name, tensor in frame.states.items():
             if state is not None and tensor is not before[name]:
-                state[name][...] = np.asarray(tensor)
+                state[name][...] = tensor.numpy()
         return outputs
 
     def plan(self, function: str | None = None) -> Graph:
@@ -140,9 +141,15 @@ class Package:
                 for item in called.message.inputs
                 if item.type.WhichOneof("type") == "stateType"
             }
+            odd = types.keys() ^ called.states.keys()
+            if odd:
+                raise BundleError(
+                    f"The function {name} of {self.path} has a state {min(odd)} in its program or its description "
+                    "only. Copy or export the package again."
+                )
             planner = Planner(name, self._reader, self._half, types)
             with torch.inference_mode():
-                graph = planner.plan(_block(called.message, name))
+                graph = planner.plan(_block(called.message, name), called.inputs)
             if planner.unsupported:
                 kinds = sorted(set(planner.unsupported))
                 more = f" and {len(kinds) - 5} more" if len(kinds) > 5 else ""

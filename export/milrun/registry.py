@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -88,4 +87,4 @@ def hand_over(kind: str, value: Any) -> Any:
 
 def as_array(tensor: Tensor) -> Array:
     """Return a tensor as a numpy array on the same memory."""
-    return np.asarray(tensor.detach())
+    return tensor.numpy()

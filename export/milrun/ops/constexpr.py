@@ -51,7 +51,7 @@ def constexpr_lut_to_dense(
     # the table of a group begins at the group's number times its entries
     first = (torch.arange(math.prod(groups)) * entries).reshape(each)
     picked = torch.from_numpy(indices.astype(np.int64)).reshape(whole) + first
-    table = torch.from_numpy(lut.reshape(-1, width).view(_BITS[lut.itemsize]))
+    table = torch.from_numpy(_writable(lut).reshape(-1, width).view(_BITS[lut.itemsize]))
     found = table[picked.reshape(indices.shape)]
     if width == 1:
         return found.squeeze(-1).numpy().view(lut.dtype)
@@ -110,7 +110,12 @@ _BITS = {1: np.int8, 2: np.int16, 4: np.int32}
 
 
 def _real(values: Array) -> torch.Tensor:
-    return torch.from_numpy(values if values.flags.writeable else values.copy()).to(torch.float32)
+    return torch.from_numpy(_writable(values)).to(torch.float32)
+
+
+def _writable(values: Array) -> Array:
+    """Return values that torch takes; it warns of what the protobuf keeps to itself."""
+    return values if values.flags.writeable else values.copy()
 
 
 def _as(values: torch.Tensor, dtype: np.dtype[np.generic]) -> Array:

@@ -24,7 +24,7 @@ def gather(
     index = _within(indices, x.shape[axis])
     if batch_dims == 0:
         flat = x.index_select(axis, index.reshape(-1))
-        return flat.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+        return flat.reshape([*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]])
     batch = x.shape[:batch_dims]
     rows = x.reshape(-1, *x.shape[batch_dims:])
     picks = index.reshape(rows.shape[0], *index.shape[batch_dims:])

@@ -97,7 +97,8 @@ def crop(x: Tensor, crop_height: Ints, crop_width: Ints) -> Tensor:
 
 @op(moves=True)
 def concat(values: Tensors, axis: int, interleave: bool = False) -> Tensor:
-    """Tensors joined along an axis, one after the other or element by element."""
+    """Tensors joined along an axis, one after the other or element by element; scalars make a vector."""
+    values = [value.reshape(1) if value.ndim == 0 else value for value in values]
     if interleave:
         axis %= values[0].ndim
         return torch.stack(values, axis + 1).flatten(axis, axis + 1)
