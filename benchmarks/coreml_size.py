@@ -175,10 +175,8 @@ def measure(precisions: Sequence[str], every: bool) -> list[dict[str, Any]]:
 def show(row: dict[str, Any]) -> None:
     """Print one row of the table."""
     made = f"{row['bytes'] / 1e6:8.0f} MB" if "bytes" in row else f"{row['max_abs']:8.3g} off"
-    print(
-        f"{row['what']:<32} {row['precision']:<6} {row['seconds']:7.1f} s {row['peak_rss_gb']:6.2f} GB {made}",
-        flush=True,
-    )
+    cost = f"{row['seconds']:7.1f} s {row['peak_rss_gb']:6.2f} GB"
+    print(f"{row['what']:<32} {row['precision']:<6} {cost} {made}", flush=True)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ torch, onnx and coremltools are imported when an export starts, not when this pa
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -13,12 +14,14 @@ from typing import Any, Final
 from pulse_edge.device import load_device
 from pulse_edge.errors import MissingExtraError, UnknownNameError, UserError
 
-# Of a target: the module with its export_to_folder, the extra that brings what it needs, and what it needs
-# but does not import itself. A further target (coreai, say) is a module of this signature and a line here.
+logging.getLogger("coremltools").setLevel(logging.ERROR)  # it tells of versions when it is imported
+
+# Of a target: the module with its export_to_folder, what that needs, and the extra that brings it. A further
+# target (coreai, say) is a module of this signature and a line here.
 _EXPORTERS: Final = {
-    "jetson": ("exporter", "export", ("onnxscript",)),
-    "onnx": ("exporter", "export", ("onnxscript",)),
-    "coreml": ("coreml.bundle", "coreml", ()),
+    "jetson": ("exporter", ("torch", "transformers", "onnx", "onnxscript"), "export"),
+    "onnx": ("exporter", ("torch", "transformers", "onnx", "onnxscript"), "export"),
+    "coreml": ("coreml.bundle", ("torch", "transformers", "coremltools"), "coreml"),
 }
 TARGETS: Final = tuple(_EXPORTERS)
 DEFAULT_DEVICE: Final = {"jetson": "orin-nano-8gb", "onnx": "x86-cpu", "coreml": "iphone-15-pro"}
@@ -67,20 +70,18 @@ def export_bundle(
             f"{profile.name} is a device of the kind {profile.kind}, and the target {target} is for {known}. "
             "Use another --target, or another --device."
         )
-    module, extra, packages = _EXPORTERS[target]
+    module, packages, extra = _EXPORTERS[target]
     try:
-        exporter = importlib.import_module(f"pulse_edge.export.{module}")
         for package in packages:
             importlib.import_module(package)
     except ImportError as error:
-        if not error.name or error.name.startswith("pulse_edge"):
-            raise
-        raise MissingExtraError(error.name, extra) from error
+        raise MissingExtraError(error.name or packages[0], extra) from error
     from pulse_edge.export.weights import precision as read_precision
     from pulse_edge.fit import require_fit
 
     how = read_precision(precision or _usual_precision(Path(checkpoint), target), target)
     require_fit(Path(checkpoint), profile.name, f"int{how.bits}" if how.bits < 16 else how.name, target)
+    exporter = importlib.import_module(f"pulse_edge.export.{module}")
     manifest: dict[str, Any] = exporter.export_to_folder(
         Path(checkpoint), Path(output), target, profile, how, gate, report
     )

@@ -11,7 +11,3 @@ architecture is the checkpoint's. coremltools is imported when an export starts.
 """
 
 from __future__ import annotations
-
-import logging
-
-logging.getLogger("coremltools").setLevel(logging.ERROR)  # it warns while it is imported

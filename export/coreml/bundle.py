@@ -110,8 +110,7 @@ def _write_decoder(
 
 
 def _finish(model: Any, path: Path, fields: dict[str, Any]) -> None:
-    metadata.describe(model.get_spec(), path.stem, fields)
-    finish(model, path)
+    finish(model, path, lambda spec: metadata.describe(spec, path.stem, fields))
 
 
 def _context(model: PulseForConditionalGeneration, shape: DecoderShape, tokens: int) -> int:

@@ -114,6 +114,8 @@ def _palette(name: str, matrix: NDArray[np.float32], how: Precision) -> Encoded:
             f"palette4 does not fit the layer {name}: {PALETTE_ROWS} does not divide its {rows} outputs. "
             "Export with --precision int8."
         )
+    if not np.isfinite(matrix).all():
+        return Encoded("palette4", matrix, matrix)  # has no histogram, and is refused by the caller
     groups = matrix.reshape(rows // PALETTE_ROWS, -1)
     tables = np.empty((len(groups), 1 << PALETTE_BITS), np.float32)
     indices = np.empty(groups.shape, np.uint8)

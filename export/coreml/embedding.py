@@ -23,7 +23,7 @@ def convert_embedding(path: Path, table: NDArray[np.float32], how: Precision, lo
     table is never rounded to integers. It has no state, so a flexible length harms nothing here.
 
     Returns:
-        The model, whose description may still be changed.
+        The model, for `package.finish`.
     """
     with Function({"input_ids": mb.TensorSpec((1, get_new_symbol()), types.int32)}, FLOOR) as lookup:
         rows = constant("embed_tokens.weight", table.astype(how.table))

@@ -6,10 +6,14 @@ of every package it was not tested with; none of it is for the user of an export
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import tempfile
+import traceback
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -70,9 +74,12 @@ def convert(
         half: turn a float32 program into float16; one that names its types is left as it is.
 
     Returns:
-        The model, not loaded. Its description may still be changed; :func:`finish` writes it.
+        The model, not loaded; :func:`finish` completes its package.
+
+    Raises:
+        OSError: the disk is full.
     """
-    with quiet():
+    with quiet(), _beside(path):
         return ct.convert(
             source,
             inputs=inputs,
@@ -85,9 +92,33 @@ def convert(
         )
 
 
-def finish(model: ct.models.MLModel, path: Path) -> None:
-    """Write a package's description and list of contents, without what differs between two runs."""
+@contextmanager
+def _beside(path: Path) -> Iterator[None]:
+    """Let coremltools write its temporary weights on the output's disk, and tell when that is full."""
+    usual, tempfile.tempdir = tempfile.tempdir, str(path.parent)
+    try:
+        yield
+    except BaseException as error:
+        # What coremltools wrote is removed with the last of its frames: now, while it is still there.
+        traceback.clear_frames(error.__traceback__)
+        if not isinstance(error, RuntimeError) or "MIL FileWriter" not in str(error):
+            raise
+        # Its writer, which is C++, does not say why; of a file just opened it is the disk's end.
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+    finally:
+        tempfile.tempdir = usual
+
+
+def finish(model: ct.models.MLModel, path: Path, describe: Callable[[Any], None] = lambda spec: None) -> None:
+    """Write a package's description and list of contents, without what differs between two runs.
+
+    Args:
+        model: as :func:`convert` returned it.
+        path: of its package.
+        describe: called with the protobuf before it is written, to change its description.
+    """
     spec = model.get_spec()
+    describe(spec)
     spec.description.metadata.userDefined.pop(_STAMP, None)
     (path / "Data" / _MODEL).write_bytes(spec.SerializeToString(deterministic=True))
     file = path / "Manifest.json"

@@ -3,8 +3,9 @@
 Core ML has no bicubic filter, and its resizing does not widen the filter when it shrinks, as Pillow does.
 But resizing is linear: a matrix product for each direction. The matrices are computed in the graph from
 the picture's size, in integers as far as they go, so any size gives Pillow's coefficients to float32,
-rounded to grey levels between the two passes as Pillow rounds. Everything is float32: half precision
-would be wrong by a fifth of a grey level before the first rounding.
+rounded to grey levels between the two passes as Pillow rounds. Everything is float32, whose sums of 0 to
+255 are off by some 3e-5: about so many pixels meet a rounding from the wrong side. Half precision would be
+wrong by a fifth of a grey level.
 
 The choice of the grid follows `model.preprocess`, where Python computes in float64. That is repeated
 exactly too: products of float64 differ from whole numbers only where the true product is whole, and then
@@ -28,6 +29,7 @@ from pulse_edge.contract import GRID_PINPOINTS, MAX_TILES, TILE_SIZE, exact_div
 from pulse_edge.export.coreml.package import FLOOR, convert, program
 
 SIDES: Final = (16, 8192)  # pixels; the least is what pulse-edge opens, the most holds 48 megapixels
+_FIXED: Final = 1 << 22  # Pillow's coefficients for 8-bit pictures are whole multiples of its inverse
 _USUAL: Final = 2200, 1700  # of the description only: a page at 200 dpi
 _TARGETS: Final = tuple(sorted({side for pair in GRID_PINPOINTS for side in pair}))
 _ACROSS: Final = tuple(exact_div(width, TILE_SIZE) for width, _ in GRID_PINPOINTS)
@@ -42,7 +44,7 @@ def convert_preprocess(path: Path, half: bool) -> Any:
     for filling, float16 if ``half``. Both are what the vision package takes.
 
     Returns:
-        The model, whose description may still be changed.
+        The model, for `package.finish`.
     """
     picture = mb.TensorSpec((1, 3, get_new_symbol(), get_new_symbol()), types.fp32)
     with Function({"image": picture}, FLOOR) as cut:
@@ -170,7 +172,9 @@ def _coefficients(side: Any, size: Any, first: Any, shown: Any) -> Any:
     weight = _cubic(mb.real_div(x=distance, y=span))
     weight = mb.mul(x=weight, y=mb.cast(x=mb.expand_dims(x=inside, axes=[2]), dtype="fp32"))
     total = mb.maximum(x=mb.reduce_sum(x=weight, axes=[2], keep_dims=True), y=np.float32(0.25))  # 0 outside
-    return mb.expand_dims(x=mb.real_div(x=weight, y=total), axes=[1])
+    weight = mb.mul(x=mb.real_div(x=weight, y=total), y=np.float32(_FIXED))
+    weight = mb.floor(x=mb.add(x=weight, y=np.float32(0.5)))
+    return mb.expand_dims(x=mb.mul(x=weight, y=np.float32(1 / _FIXED)), axes=[1])
 
 
 def _cubic(x: Any) -> Any:

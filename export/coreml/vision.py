@@ -58,7 +58,7 @@ def convert_vision(path: Path, model: PulseForConditionalGeneration, how: Precis
     [5, T, H]. Weights stay dense, in float16 unless all is float32.
 
     Returns:
-        The model, whose description may still be changed, and T.
+        The model, for `package.finish`, and T.
     """
     half = how.compute is np.float16
     module = StackedVision(model).eval()

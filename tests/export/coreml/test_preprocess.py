@@ -46,14 +46,14 @@ def test_any_size_is_cut_as_pulse_cuts_it(package, height, width):
     """Noise is the hardest picture there is: every grey level counts."""
     picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     worst, changed = gap(package, picture)
-    assert worst <= 1
+    assert worst <= 2  # a rounding in each of two passes
     assert changed < 1e-3
 
 
 def test_a_shipped_page_is_cut_as_pulse_cuts_it(package, root):
     with Image.open(root / "pulse_edge/assets/samples/normal.png") as page:
         worst, changed = gap(package, np.asarray(page.convert("RGB")))
-    assert worst <= 1
+    assert worst <= 2  # a rounding in each of two passes
     assert changed < 1e-4
 
 
