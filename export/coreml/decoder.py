@@ -246,6 +246,10 @@ class _Builder:
         s, rows = self.shape, self.rows
         q = self._rotate(self._queries(self._linear(i, "self_attn.q_proj", y)))
         q = mb.reshape(x=q, shape=[1, s.kv_heads, self.groups * rows, s.head_dim])
+        at = i - self.chunk.start
+        # Where this layer's new keys and values go, in all states alike.
+        self.begin = mb.concat(values=[_ints(at, 0), self.position, _ints(0)], axis=0)
+        self.stop = mb.concat(values=[_ints(at + 1, s.kv_heads), self.end, _ints(s.head_dim)], axis=0)
         k = self._remember("k", i, self._rotate(self._keys(self._linear(i, "self_attn.k_proj", y))))
         v = self._remember("v", i, self._keys(self._linear(i, "self_attn.v_proj", y)))
         out = mb.scaled_dot_product_attention(query=q, key=k, value=v, attn_mask=self.mask)
@@ -284,9 +288,7 @@ class _Builder:
 
     def _write(self, state: str, i: int, x: Any) -> Any:
         s, at = self.shape, i - self.chunk.start
-        begin = mb.concat(values=[_ints(at, 0), self.position, _ints(0)], axis=0)
-        end = mb.concat(values=[_ints(at + 1, s.kv_heads), self.end, _ints(s.head_dim)], axis=0)
-        whole = mb.slice_update(x=self.held[state], update=x, begin=begin, end=end)
+        whole = mb.slice_update(x=self.held[state], update=x, begin=self.begin, end=self.stop)
         # What the update returns is read from now on: of two reads of a state coremltools drops the second.
         self.held[state] = mb.coreml_update_state(state=self.states[state], value=whole)
         size = [1, s.kv_heads, self.layout.cache, s.head_dim]

@@ -25,6 +25,8 @@ from coremltools.converters.mil.mil.passes import pass_pipeline
 
 FLOOR: Final = ct.target.iOS18  # states, int4 and blockwise weights, several functions
 FLOOR_NAMES: Final = {"ios": "18.0", "macos": "15.0"}
+# A program that is written here is stored as it is written: none of the ninety passes that tidy traces up.
+_PASSES: Final = ("common::dead_code_elimination",)
 _MODEL: Final = "com.apple.CoreML/model.mlmodel"
 _STAMP: Final = "com.github.apple.coremltools.conversion_date"
 
@@ -79,6 +81,7 @@ def convert(
     Raises:
         OSError: the disk is full.
     """
+    written = isinstance(source, Program)
     with quiet(), _beside(path):
         return ct.convert(
             source,
@@ -87,6 +90,7 @@ def convert(
             convert_to="mlprogram",
             minimum_deployment_target=FLOOR,
             compute_precision=ct.precision.FLOAT16 if half else ct.precision.FLOAT32,
+            pass_pipeline=ct.PassPipeline(pass_names=[*_PASSES]) if written else None,
             skip_model_load=True,
             package_dir=str(path),
         )

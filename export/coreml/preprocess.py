@@ -15,7 +15,6 @@ by the rounding of one quotient, which a table holds for each side length.
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
 
@@ -135,7 +134,9 @@ def _slack() -> NDArray[np.float32]:
     table = np.zeros((len(_TARGETS), SIDES[1] + 1), np.float32)
     for row, side in zip(table, _TARGETS, strict=True):
         for n in range(1, len(row)):
-            row[n] = float((Fraction(side / n) * n / side - 1) * 2**53)
+            mantissa, exponent = math.frexp(side / n)
+            true = side << (53 - exponent)  # of a mantissa in whole numbers, times n
+            row[n] = ((int(mantissa * 2**53) * n - true) << 53) / true
     return table
 
 
