@@ -11,7 +11,8 @@
     │   ├── FitError               a model that the device has no memory for (names remedies)
     │   └── UnknownNameError       a device, layout, recipe … that does not exist (names the nearest)
     ├── MissingExtraError          a package that is not installed (names the pip command)
-    └── GateError                  a result that failed its parity or accuracy gate
+    └── GateError                  a result that failed its parity gate
+        └── BudgetError            exit code 3: a step that cost more accuracy than its budget
 """
 
 from __future__ import annotations
@@ -92,3 +93,9 @@ class MissingExtraError(PulseEdgeError):
 
 class GateError(PulseEdgeError):
     """A parity or accuracy gate was not passed; the result was not kept."""
+
+
+class BudgetError(GateError):
+    """A step of compression cost more accuracy than its budget; the result was not kept."""
+
+    exit_code = 3

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from pulse_edge.cli import doctor, evaluate, export, plan, run, train, verify  # noqa: F401 - each registers itself
+from pulse_edge.cli import (  # noqa: F401 - each registers itself
+    doctor,
+    evaluate,
+    export,
+    plan,
+    quantize,
+    run,
+    train,
+    verify,
+)
 from pulse_edge.cli.base import app
 from pulse_edge.cli.guard import main
 

@@ -9,8 +9,9 @@ from pulse_edge.commands._doctor import doctor
 from pulse_edge.commands._evaluate import evaluate
 from pulse_edge.commands._export import export
 from pulse_edge.commands._plan import plan
+from pulse_edge.commands._quantize import quantize
 from pulse_edge.commands._run import run
 from pulse_edge.commands._train import train
 from pulse_edge.commands._verify import verify
 
-__all__ = ["doctor", "evaluate", "export", "plan", "run", "train", "verify"]
+__all__ = ["doctor", "evaluate", "export", "plan", "quantize", "run", "train", "verify"]

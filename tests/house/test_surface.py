@@ -18,7 +18,7 @@ PUBLIC = {
     "preprocess": "(image",
     "load": "(path",
 }
-VERBS = ["doctor", "eval", "export", "plan", "run", "train", "verify"]
+VERBS = ["doctor", "eval", "export", "plan", "quantize", "run", "train", "verify"]
 ERRORS = {
     "PulseEdgeError": 1,
     "UserError": 2,
@@ -30,6 +30,7 @@ ERRORS = {
     "UnknownNameError": 2,
     "MissingExtraError": 1,
     "GateError": 1,
+    "BudgetError": 3,
 }
 
 
