@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pulse_edge import cli
-from pulse_edge.commands import SAMPLES
+from pulse_edge.samples import SAMPLES
 
 
 @dataclass
