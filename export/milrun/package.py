@@ -144,8 +144,8 @@ class Package:
             odd = types.keys() ^ called.states.keys()
             if odd:
                 raise BundleError(
-                    f"The function {name} of {self.path} has a state {min(odd)} in its program or its description "
-                    "only. Copy or export the package again."
+                    f"The function {name} of {self.path} has the state {min(odd)} in its program or its "
+                    "description only. Copy or export the package again."
                 )
             planner = Planner(name, self._reader, self._half, types)
             with torch.inference_mode():

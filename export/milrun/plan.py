@@ -99,8 +99,8 @@ class Planner:
             if value.type.WhichOneof("type") == "tensorType":  # lists of class names are left to their op
                 scope.constants[first] = self.reader.read(value, first)
             return None
-        if operation.type in _SPECIAL:
-            return _SPECIAL[operation.type](self, operation, sources, scope, where)
+        if operation.type in SPECIAL:
+            return SPECIAL[operation.type](self, operation, sources, scope, where)
         for name, attribute in operation.attributes.items():  # before iOS 18, constexpr ops keep all there
             if name != "name" and operation.type.startswith("constexpr_"):
                 sources[name] = [self.reader.read(attribute, f"{first}.{name}")]
@@ -227,7 +227,7 @@ class Planner:
         return step, _captured(operation.blocks) | {s for s in start if isinstance(s, str)}
 
 
-_SPECIAL: dict[str, Callable[[Planner, Any, Sources, Scope, str], tuple[Step, set[str]]]] = {
+SPECIAL: dict[str, Callable[[Planner, Any, Sources, Scope, str], tuple[Step, set[str]]]] = {
     "read_state": Planner.read_state,
     "write_state": Planner.write_state,
     "coreml_update_state": Planner.write_state,

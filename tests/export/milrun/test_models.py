@@ -139,7 +139,21 @@ def decoder(save: Callable[..., Path], tmp_path_factory: Any) -> tuple[Decoder, 
         ct.StateType(wrapped_type=ct.TensorType(shape=module.keys.shape, dtype=np.float16), name=name)
         for name in ("keys", "values")
     ]
-    made: dict[Any, Path] = {}
+    converted: dict[tuple[str, str], Path] = {}
+    made: dict[tuple[str, bool], Path] = {}
+
+    def convert(name: str, new: int, precision: str) -> Path:
+        if (name, precision) not in converted:
+            end = ct.RangeDim(new, CONTEXT, default=new)
+            converted[name, precision] = save(
+                _trace(module, torch.zeros(1, new, WIDTH), torch.zeros(1, 1, new, 2 * new)),
+                tmp_path_factory.mktemp("one") / f"{name}.mlpackage",
+                inputs=[ct.TensorType("x", (1, new, WIDTH)), ct.TensorType("mask", (1, 1, new, end))],
+                outputs=[ct.TensorType("logits")],
+                states=states,
+                compute_precision=getattr(ct.precision, precision),
+            )
+        return converted[name, precision]
 
     def package(precision: str, config: Any = None) -> Path:
         key = (precision, config is not None)
@@ -147,25 +161,16 @@ def decoder(save: Callable[..., Path], tmp_path_factory: Any) -> tuple[Decoder, 
             return made[key]
         folder = tmp_path_factory.mktemp("decoder")
         describe = ct.utils.MultiFunctionDescriptor()
-        for name, new in (("prefill", 8), ("step", 1)):
-            end = ct.RangeDim(new, CONTEXT, default=new)
-            path = save(
-                _trace(module, torch.zeros(1, new, WIDTH), torch.zeros(1, 1, new, 2 * new)),
-                folder / f"{name}.mlpackage",
-                inputs=[ct.TensorType("x", (1, new, WIDTH)), ct.TensorType("mask", (1, 1, new, end))],
-                outputs=[ct.TensorType("logits")],
-                states=states,
-                compute_precision=getattr(ct.precision, precision),
-            )
-            if config is not None:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    whole = ct.models.MLModel(str(path), skip_model_load=True)
-                    ct.optimize.coreml.linear_quantize_weights(whole, config).save(str(path))
-            describe.add_function(str(path), "main", name)
-        describe.default_function_name = "prefill"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            for name, new in (("prefill", 8), ("step", 1)):
+                path = convert(name, new, precision)
+                if config is not None:
+                    whole = ct.models.MLModel(str(path), skip_model_load=True)
+                    path = folder / f"{name}.mlpackage"
+                    ct.optimize.coreml.linear_quantize_weights(whole, config).save(str(path))
+                describe.add_function(str(path), "main", name)
+            describe.default_function_name = "prefill"
             ct.utils.save_multifunction(describe, str(folder / "decoder.mlpackage"))
         made[key] = folder / "decoder.mlpackage"
         return made[key]

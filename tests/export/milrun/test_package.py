@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -349,6 +350,47 @@ def test_pictures(layout: str, save: Callable[..., Path], tmp_path: Path) -> Non
         package.run(None, {"page": page.transpose(1, 0, 2)})
 
 
+def test_an_optional_input_may_be_left_out(save: Callable[..., Path], tmp_path: Path) -> None:
+    import torch
+
+    class Sum(torch.nn.Module):
+        def forward(self, x: Any, y: Any) -> Any:
+            return x + y
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(Sum(), (torch.zeros(3), torch.zeros(3)))
+    default = np.full(3, 7, np.float32)
+    inputs = [ct.TensorType(name="x", shape=(3,)), ct.TensorType(name="y", shape=(3,), default_value=default)]
+    package = load_package(save(traced, tmp_path / "optional.mlpackage", inputs=inputs))
+    assert package.inputs()["y"].optional
+    x = np.arange(3, dtype=np.float32)
+    assert package.run(None, {"x": x})[next(iter(package.outputs()))].tolist() == [7, 8, 9]
+    assert package.run(None, {"x": x, "y": x})[next(iter(package.outputs()))].tolist() == [0, 2, 4]
+
+
+def test_a_grey_picture(save: Callable[..., Path], tmp_path: Path) -> None:
+    import torch
+
+    class Invert(torch.nn.Module):
+        def forward(self, x: Any) -> Any:
+            return 255 - x
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(Invert(), torch.zeros(1, 1, 4, 5))
+    grey = ct.colorlayout.GRAYSCALE
+    path = save(
+        traced,
+        tmp_path / "grey.mlpackage",
+        inputs=[ct.ImageType(name="page", shape=(1, 1, 4, 5), color_layout=grey, scale=1.0, bias=0.0)],
+        outputs=[ct.ImageType(name="out", color_layout=grey)],
+    )
+    page = RNG.integers(0, 256, (4, 5)).astype(np.uint8)
+    for given in (page, Image.fromarray(page)):
+        np.testing.assert_array_equal(load_package(path).run(None, {"page": given})["out"], 255 - page)
+
+
 def test_control_flow(save: Callable[..., Path], tmp_path: Path) -> None:
     from coremltools.converters.mil import Builder as mb
     from coremltools.converters.mil.mil import types
@@ -393,3 +435,18 @@ def test_every_op_is_reported_to_the_observer(counter: Path) -> None:
         lambda name, family, output, results, seconds: seen.append((name, family, results[0].shape)),
     )  # fmt: skip
     assert seen == [("mul", "elementwise", (4, 8)), ("reduce_sum", "reduction", (1, 1))]
+
+
+def test_the_document_lists_every_op_and_a_test_names_it(root: Path) -> None:
+    from pulse_edge.export.milrun import ops  # noqa: F401
+    from pulse_edge.export.milrun.plan import SPECIAL
+    from pulse_edge.export.milrun.registry import OPS
+
+    table = (
+        (root / "docs" / "milrun.md").read_text(encoding="utf-8").split("<!-- ops -->")[1].split("\n\n")[0]
+    )
+    rows = dict(line.strip("| ").split(" | ") for line in table.strip().splitlines()[2:])
+    listed = {name for names in rows.values() for name in names.split(", ")}
+    assert listed == OPS.keys() | SPECIAL.keys() | {"const"}
+    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    assert not {name for name in OPS if not re.search(rf"\b{name}\b", tests)}
