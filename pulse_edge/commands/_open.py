@@ -28,10 +28,6 @@ def open_model(path: str | PathLike[str]) -> Session:
     if not (folder / MANIFEST).is_file() or read_manifest(folder)["target"] != "coreml":
         return load(path)
     manifest = sound_manifest(folder)
-    from pulse_edge.errors import MissingExtraError
+    from pulse_edge.export.coreml.player import CoremlBackend
 
-    try:
-        from pulse_edge.export.coreml.player import CoremlBackend
-    except ImportError as error:
-        raise MissingExtraError(error.name or "coremltools", "coreml") from error
     return open_session(folder, manifest, lambda: CoremlBackend(folder, manifest))

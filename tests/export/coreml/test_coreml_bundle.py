@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from coremltools.models.utils import load_spec
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pulse_edge import commands
@@ -21,6 +23,7 @@ from pulse_edge.export.coreml import metadata
 from pulse_edge.export.coreml.player import CoremlBackend
 from pulse_edge.export.milrun import load_package
 from pulse_edge.model.checkpoint import load_model
+from pulse_edge.model.preprocess import preprocess
 from pulse_edge.model.quantized import QuantizedWeight
 from pulse_edge.model.reference import TorchBackend
 from pulse_edge.runtimes.load import load
@@ -115,6 +118,10 @@ def test_the_verbs_play_a_bundle_and_say_where_it_belongs(exported, small_checkp
     played = commands.run(str(folder), image=page, labels=True)
     torch = commands.run(str(small_checkpoint), image=page, labels=True)
     assert played["labels"] == pytest.approx(torch["labels"], abs=1e-4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "torch", None)
+        with pytest.raises(MissingExtraError, match=r"pulse-edge\[coreml\]"):
+            commands.run(str(folder), image=page, labels=True)
     with pytest.raises(BundleError, match=r"runs on an iPhone, an iPad or a Mac.*pulse-edge\[coreml\]"):
         load(folder)
 
@@ -213,8 +220,6 @@ def test_wrong_choices_are_refused_before_anything_is_read(tmp_path, options, er
 
 
 def test_without_coremltools_the_extra_is_named(tmp_path, monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "coremltools", None)
     with pytest.raises(MissingExtraError, match=r"pulse-edge\[coreml\]"):
         export_bundle(Path("nowhere"), tmp_path / "out", "coreml")
@@ -247,3 +252,33 @@ def test_the_player_follows_the_manifest(exported):
     backend.position = backend.context
     with pytest.raises(UserError, match="the bundle's context is 512"):
         backend.step(1)
+
+
+@pytest.mark.parametrize("name", ["pulse_tiny_flat", "pulse_tiny_spatial_unpad"])
+def test_the_golden_checkpoints_answer_as_pulse_does(shared, tmp_path, name):
+    """Logits to 1e-3 and the same 24 tokens as the reference code, in PULSE's layout with a CLIP tower."""
+    golden = shared / "golden"
+    manifest = export_bundle(golden / "model" / name, tmp_path / "bundle", "coreml", precision="fp32")
+    backend = CoremlBackend(tmp_path / "bundle", manifest)
+    cases = json.loads((golden / "model/gold.json").read_text())[name]["cases"]
+    checked = 0
+    for case in cases:
+        stored = golden / "model" / f"{name}__{case['case']}.npz"
+        if not stored.exists():
+            continue
+        with Image.open(golden / "preprocess/images" / case["image"]) as image:
+            picture, size = image.convert("RGB"), image.size
+        with np.load(stored) as arrays:
+            embeddings = backend.encode(preprocess(picture), size)
+            logits = backend.prefill(embeddings, case["input_ids"])
+            assert np.abs(logits - arrays["logits_last"]).max() < 1e-3
+            tokens = []
+            for expected in arrays["greedy_step_logits"]:
+                assert np.abs(logits - expected).max() < 1e-3
+                tokens.append(int(logits.argmax()))
+                logits = backend.step(tokens[-1])
+            assert tokens == arrays["greedy_tokens"].tolist() == case["greedy_tokens_fp32"]
+        checked += 1
+        if checked == 2:  # pages of two sizes
+            break
+    assert checked == 2
