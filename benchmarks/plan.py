@@ -3,178 +3,42 @@
     python benchmarks/plan.py
 
 Reads data/published_speed.json, which also states the split, prints the tables and writes results/plan.json.
-Nothing is measured here. Two checks of robustness stand beside the split: the same fit on random splits
-of the same strata, and the Orin Nano rows of NVIDIA's table read in the other power mode.
+Nothing is measured here. The first rows were fitted and tested; then newer and other rows were found, and
+are predicted by that first fit; the newer ones, split by the same rule, give the rates that `plan` uses.
+Checks of robustness: random splits of the same strata, all devices but the one that is tested, and the
+Orin Nano rows of NVIDIA's table read in the other power mode.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
+import re
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from machine import describe_machine
-from scipy.optimize import lsq_linear
+from roofline_fit import (
+    DATA,
+    QUANTITIES,
+    Fit,
+    Row,
+    add_costs,
+    errors,
+    evaluate,
+    fit_all,
+    group_of,
+    load,
+    predict,
+    usable,
+)
 
-from pulse_edge.device import load_device
-from pulse_edge.roofline import prompt_flops, prompt_ms, token_bytes, token_ms
-from pulse_edge.shape import ModelShape
-
-HERE = Path(__file__).parent
-DATA = HERE / "data" / "published_speed.json"
-RESULT = HERE / "results" / "plan.json"
-QUANTITIES = {"decode": "decode_tokens_s", "prefill": "prefill_ms", "vision": "vision_ms"}
+RESULT = Path(__file__).parent / "results" / "plan.json"
 TARGETS = {"decode": 0.15, "prefill": 0.30}
-LAUNCH_ROWS = 4  # fewer rows, or rows of one model, cannot tell a fixed time from a share
 RANDOM_SPLITS = 200
-CACHE = 4096
-Row = dict[str, Any]
-Fit = dict[str, dict[str, dict[str, float]]]  # quantity -> group -> share, launch_us
-
-
-def load() -> tuple[list[Row], dict[str, Any]]:
-    """Return the rows, with their shapes' and formats' costs added, and the whole document."""
-    document = json.loads(DATA.read_text(encoding="utf-8"))
-    for row in document["rows"]:
-        add_costs(row, document)
-    return document["rows"], document
-
-
-def add_costs(row: Row, document: dict[str, Any]) -> None:
-    """Add to a row what the model computes: bytes a token, operations, and the device's peaks."""
-    device = load_device(row["device"])
-    entry = {k: v for k, v in document["models"][row["model"]].items() if k != "source"}
-    vision = entry.pop("vision", None)
-    shape = ModelShape(name=row["model"], context=1 << 20, **entry)
-    form = document["formats"][row["format"]]
-    peak = "fp4_tflops" if row["format"] == "nvfp4" else "fp16_tflops"
-    row["layers"] = shape.layers
-    row["bytes"] = token_bytes(shape, form["linear_bits"], form["head_bits"], row["context"])
-    row["gb_s"] = device.values["bandwidth_gb_s"].value
-    row["peak"], row["peak_fp16"] = device.values[peak].value, device.values["fp16_tflops"].value
-    row["unit"] = device.values["sm"].value or device.values["chip"].value
-    row["flops"] = prompt_flops(shape, row["prefill_tokens"]) if row["prefill_tokens"] else None
-    row["vision_flops"] = vision_flops(vision, row["vision_tokens"]) if row["vision_tokens"] else None
-
-
-def vision_flops(vision: dict[str, int], tokens: int) -> float:
-    """Operations of a tower; layers with windowed attention count none for it (windows are small)."""
-    n, h = tokens * vision["patches_per_token"], vision["hidden"]
-    matrices = vision["layers"] * (4 * h * h + vision["matrices"] * h * vision["ffn"])
-    return 2.0 * n * matrices + 4.0 * n**2 * h * (vision["layers"] - vision["windowed"])
-
-
-def group_of(row: Row, quantity: str) -> str:
-    """Rows of a group share one efficiency."""
-    parts = {
-        "decode": (row["runtime"],),
-        "prefill": (row["runtime"], row["unit"], row["format"]),
-        "vision": (row["runtime"], row["unit"]),
-    }
-    return " ".join(parts[quantity])
-
-
-def usable(rows: Iterable[Row], quantity: str) -> list[Row]:
-    """Rows that have the quantity, of groups with more than one row."""
-    mine = [row for row in rows if row[QUANTITIES[quantity]] is not None]
-    count: dict[str, int] = defaultdict(int)
-    for row in mine:
-        count[group_of(row, quantity)] += 1
-    return [row for row in mine if count[group_of(row, quantity)] > 1]
-
-
-def split(
-    rows: list[Row], quantity: str, order: Callable[[str], Any] | None = None
-) -> tuple[list[Row], list[Row]]:
-    """Deal the rows of a quantity into fit and test, as the data file states it.
-
-    Args:
-        rows: all rows.
-        quantity: decode, prefill or vision.
-        order: of the ids within a stratum; by default their sha256.
-    """
-    order = order or (lambda name: hashlib.sha256(name.encode()).hexdigest())
-    ranked = sorted(
-        usable(rows, quantity), key=lambda row: (group_of(row, quantity), row["device"], order(row["id"]))
-    )
-    return ranked[::2], ranked[1::2]
-
-
-def fit_all(halves: dict[str, list[Row]]) -> Fit:
-    """Fit every group of every quantity on its rows."""
-    fitted: Fit = {"decode": {}, "prefill": {}, "vision": {}}
-    for quantity in QUANTITIES:
-        groups: dict[str, list[Row]] = defaultdict(list)
-        for row in halves[quantity]:
-            groups[group_of(row, quantity)].append(row)
-        for name, rows in sorted(groups.items()):
-            fitted[quantity][name] = fit_group(rows, quantity, fitted)
-    return fitted
-
-
-def fit_group(rows: list[Row], quantity: str, fitted: Fit) -> dict[str, float]:
-    """Fit one group: decode by least squares of the relative error, the others by the median."""
-    if quantity == "decode":
-        return _fit_decode(rows)
-    if quantity == "vision":
-        shares = [row["vision_flops"] / (row["peak_fp16"] * 1e9 * row["vision_ms"]) for row in rows]
-        return {"share": statistics.median(shares), "rows": len(rows)}
-    shares = []
-    for row in rows:
-        launch = fitted["decode"][row["runtime"]]["launch_us"] * row["layers"] / 1e3
-        shares.append(row["flops"] / (row["peak"] * 1e9 * (row["prefill_ms"] - launch)))
-    return {"share": statistics.median(shares), "rows": len(rows)}
-
-
-def _fit_decode(rows: list[Row]) -> dict[str, float]:
-    with_launch = len(rows) >= LAUNCH_ROWS and len({row["model"] for row in rows}) > 1
-    times = [1e3 / row["decode_tokens_s"] for row in rows]
-    columns = [
-        [row["bytes"] / (row["gb_s"] * 1e6) / t, (row["layers"] / 1e3 / t) * with_launch]
-        for row, t in zip(rows, times, strict=True)
-    ]
-    # 1 / share is at least 1: no runtime is faster than the memory.
-    found = lsq_linear(columns, [1.0] * len(rows), bounds=([1.0, 0.0], [50.0, 5e3])).x
-    return {"share": 1 / found[0], "launch_us": found[1] if with_launch else 0.0, "rows": len(rows)}
-
-
-def predict(row: Row, quantity: str, fitted: Fit) -> float:
-    """Return tokens a second for decode, milliseconds for the others."""
-    rate = fitted[quantity][group_of(row, quantity)]
-    if quantity == "vision":
-        return float(row["vision_flops"] / (row["peak_fp16"] * 1e9 * rate["share"]))
-    decode = fitted["decode"][row["runtime"]]
-    if quantity == "decode":
-        return 1e3 / token_ms(row["bytes"], row["layers"], row["gb_s"], decode["share"], decode["launch_us"])
-    weights = row["bytes"] / (row["gb_s"] * 1e6 * decode["share"])
-    return prompt_ms(row["flops"], row["peak"], rate["share"], weights, row["layers"], decode["launch_us"])
-
-
-def errors(rows: list[Row], quantity: str, fitted: Fit) -> list[float]:
-    """Relative errors, |predicted / published - 1|."""
-    return [abs(predict(row, quantity, fitted) / row[QUANTITIES[quantity]] - 1) for row in rows]
-
-
-def evaluate(rows: list[Row], order: Callable[[str], Any] | None = None) -> dict[str, Any]:
-    """Fit on one half, test on the other; see :func:`split`."""
-    halves = {quantity: split(rows, quantity, order) for quantity in QUANTITIES}
-    fitted = fit_all({quantity: half[0] for quantity, half in halves.items()})
-    tested = {}
-    for quantity, (fit_rows, test_rows) in halves.items():
-        test = errors(test_rows, quantity, fitted)
-        tested[quantity] = {
-            "fit_rows": len(fit_rows),
-            "test_rows": len(test_rows),
-            "fit_median_error": statistics.median(errors(fit_rows, quantity, fitted)),
-            "test_median_error": statistics.median(test),
-            "test_worst_error": max(test),
-        }
-    return {"fitted": fitted, "tested": tested, "halves": halves}
+CACHE = 2200  # tokens, as NVIDIA's page states
 
 
 def robustness(rows: list[Row]) -> dict[str, Any]:
@@ -203,6 +67,27 @@ def robustness(rows: list[Row]) -> dict[str, Any]:
     return summary
 
 
+def unseen_devices(rows: list[Row]) -> dict[str, Any]:
+    """Leave one device out: fit on all rows of the others, test on its own; harder than the split."""
+    held: dict[str, list[float]] = defaultdict(list)
+    for device in sorted({row["device"] for row in rows}):
+        seen = [row for row in rows if row["device"] != device]
+        fitted = fit_all({quantity: usable(seen, quantity) for quantity in QUANTITIES})
+        for quantity in QUANTITIES:
+            mine = [
+                row
+                for row in usable(rows, quantity)
+                if row["device"] == device
+                and group_of(row, quantity) in fitted[quantity]
+                and row["runtime"] in fitted["decode"]
+            ]
+            held[quantity] += errors(mine, quantity, fitted)
+    return {
+        quantity: {"rows": len(values), "median_error": statistics.median(values)}
+        for quantity, values in held.items()
+    }
+
+
 def other_mode(document: dict[str, Any]) -> dict[str, Any]:
     """The same evaluation with NVIDIA's Orin Nano rows read in Super mode."""
     changed = json.loads(DATA.read_text(encoding="utf-8"))["rows"]
@@ -213,85 +98,149 @@ def other_mode(document: dict[str, Any]) -> dict[str, Any]:
     return dict(evaluate(changed)["tested"])
 
 
+def unseen(rows: list[Row], fitted: Fit) -> dict[str, Any]:
+    """Predict rows with rates that were fitted before these were found."""
+    lines = [
+        line
+        for quantity in QUANTITIES
+        for line in table_of(
+            [
+                row
+                for row in rows
+                if row[QUANTITIES[quantity]] is not None
+                and group_of(row, quantity) in fitted[quantity]
+                and row["runtime"] in fitted["decode"]
+            ],
+            quantity,
+            fitted,
+        )
+    ]
+    medians: dict[str, dict[str, float]] = {}
+    for key in sorted({(line["quantity"], line["group"]) for line in lines}):
+        found = [abs(line["error"]) for line in lines if (line["quantity"], line["group"]) == key]
+        medians[" ".join(key)] = {"rows": len(found), "median_error": statistics.median(found)}
+    return {"median_error": medians, "rows": lines}
+
+
 def memory_left(rows: list[Row], document: dict[str, Any]) -> dict[str, Any]:
-    """What published peaks leave for runtime and activations: their median is `fit.RUNTIME` of a Jetson.
+    """What published peaks leave for runtime and activations; `fit.RUNTIME` of a Jetson lies between.
 
     From each peak go the weights, the embedding table in fp16, the tower in fp16, and a cache of
-    :data:`CACHE` tokens, a length that the page does not state.
+    :data:`CACHE` tokens. What is left of models with a tower holds the tower's activations too.
     """
-    left = {}
+    left: dict[str, dict[str, int]] = {"language": {}, "vision": {}}
     for row in rows:
         if row["peak_mb"] is None:
             continue
         entry = document["models"][row["model"]]
-        table = 2 * entry["vocab"] * entry["hidden"]
         cache = 4 * entry["layers"] * entry["kv_heads"] * entry["head_dim"]
-        tower = 2 * entry.get("vision", {}).get("parameters", 0) if row["vision_tokens"] else 0
-        weights = row["bytes"] - row["context"] * cache
-        left[row["id"]] = round(row["peak_mb"] * 1e6 - weights - table - tower - CACHE * cache)
-    return {"cache_tokens": CACHE, "left": left, "median": statistics.median(left.values())}
+        tower = 2 * entry.get("vision", {}).get("parameters", 0)
+        taken = row["bytes"] - row["context"] * cache + 2 * entry["vocab"] * entry["hidden"] + tower
+        left["vision" if tower else "language"][row["id"]] = round(
+            row["peak_mb"] * 1e6 - taken - CACHE * cache
+        )
+    medians = {kind: statistics.median(values.values()) for kind, values in left.items()}
+    return {"cache_tokens": CACHE, "left": left, "median": medians}
+
+
+def table_of(rows: list[Row], quantity: str, fitted: Fit) -> list[dict[str, Any]]:
+    """Rows with their published and their predicted figure."""
+    lines = []
+    for row in sorted(rows, key=lambda row: (group_of(row, quantity), row["id"])):
+        published, predicted = row[QUANTITIES[quantity]], predict(row, quantity, fitted)
+        lines.append(
+            {
+                "quantity": quantity,
+                "group": group_of(row, quantity),
+                "id": row["id"],
+                "device": row["device"],
+                "published": published,
+                "predicted": round(predicted, 2),
+                "error": round(predicted / published - 1, 4),
+                "source": row["source"],
+            }
+        )
+    return lines
 
 
 def table(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every row with its published and its predicted figure."""
-    lines = []
-    for quantity, (fit_rows, test_rows) in found["halves"].items():
-        for half, rows in (("fit", fit_rows), ("test", test_rows)):
-            for row in rows:
-                published, predicted = row[QUANTITIES[quantity]], predict(row, quantity, found["fitted"])
-                lines.append(
-                    {
-                        "quantity": quantity,
-                        "half": half,
-                        "group": group_of(row, quantity),
-                        "id": row["id"],
-                        "device": row["device"],
-                        "published": published,
-                        "predicted": round(predicted, 2),
-                        "error": round(predicted / published - 1, 4),
-                        "source": row["source"],
-                    }
-                )
-    return sorted(lines, key=lambda line: (line["quantity"], line["group"], line["id"]))
+    """Every row of an evaluation with its half, its published and its predicted figure."""
+    return [
+        {**line, "half": half}
+        for quantity, halves in found["halves"].items()
+        for half, rows in zip(("fit", "test"), halves, strict=True)
+        for line in table_of(rows, quantity, found["fitted"])
+    ]
+
+
+def show(lines: list[dict[str, Any]], what: str) -> None:
+    """Print rows of a table."""
+    for line in lines:
+        print(
+            f"{what:6s}{line['quantity']:8s}{line['half']:5s}{line['id']:36s}{line['published']:10.1f}"
+            f"{line['predicted']:10.1f}{line['error']:+9.1%}  {line['group']}"
+        )
+
+
+def summarize(found: dict[str, Any], shaken: dict[str, Any], what: str) -> None:
+    """Print the rates and the held-out errors of an evaluation."""
+    for quantity, groups in found["fitted"].items():
+        for name, rate in groups.items():
+            print(f"{what:6s}{quantity:8s}{name:44s}" + ", ".join(f"{k} {v:.3g}" for k, v in rate.items()))
+    for quantity, tested in found["tested"].items():
+        spread = shaken["median_error"][quantity]
+        target = f", asked {TARGETS[quantity]:.0%}" if quantity in TARGETS else ""
+        print(
+            f"{what:6s}{quantity:8s}held-out median error {tested['test_median_error']:.1%} on "
+            f"{tested['test_rows']} rows{target} (fit half {tested['fit_median_error']:.1%}, worst "
+            f"{tested['test_worst_error']:.0%}); {shaken['splits']} random splits: {spread['median']:.1%} "
+            f"({spread['5 %']:.1%} to {spread['95 %']:.1%})"
+        )
 
 
 def main() -> None:
     """Print the tables and write the result."""
     rows, document = load()
-    found = evaluate(rows)
-    lines, shaken, super_mode = table(found), robustness(rows), other_mode(document)
-    for line in lines:
-        print(
-            f"{line['quantity']:8s}{line['half']:5s}{line['id']:36s}{line['published']:10.1f}"
-            f"{line['predicted']:10.1f}{line['error']:+9.1%}  {line['group']}"
-        )
-    for quantity, groups in found["fitted"].items():
-        for name, rate in groups.items():
-            print(f"{quantity:8s}{name:44s}" + ", ".join(f"{k} {v:.3g}" for k, v in rate.items()))
-    for quantity, tested in found["tested"].items():
-        spread = shaken["median_error"][quantity]
-        target = f", asked {TARGETS[quantity]:.0%}" if quantity in TARGETS else ""
-        print(
-            f"{quantity:8s} held-out median error {tested['test_median_error']:.1%} on {tested['test_rows']}"
-            f" rows{target} (fit half {tested['fit_median_error']:.1%}); {shaken['splits']} random splits:"
-            f" {spread['median']:.1%} ({spread['5 %']:.1%} to {spread['95 %']:.1%}); Orin Nano in Super mode:"
-            f" {super_mode[quantity]['test_median_error']:.1%}"
-        )
-    left = memory_left(rows, document)
-    print(
-        f"memory   published peaks leave {left['median'] / 1e9:.2f} GB (median of {len(left['left'])} rows)"
-    )
+    newer = document["newer"]
+    first, second = evaluate(rows), evaluate(newer)
+    shaken = {"rows": robustness(rows), "newer": robustness(newer)}
+    left_out = {"rows": unseen_devices(rows), "newer": unseen_devices(newer)}
+    super_mode = other_mode(document)
+    carried, later = unseen(newer, first["fitted"]), unseen(document["later"], first["fitted"])
+    left = memory_left(newer, document)
+    show(table(first), "rows")
+    summarize(first, shaken["rows"], "rows")
+    for quantity, tested in super_mode.items():
+        print(f"rows  {quantity:8s}Orin Nano in Super mode: {tested['test_median_error']:.1%}")
+    show(table(second), "newer")
+    summarize(second, shaken["newer"], "newer")
+    for what, quantities in left_out.items():
+        for quantity, held in quantities.items():
+            print(
+                f"{what:6s}{quantity:8s}each device in turn left out: {held['median_error']:.1%} "
+                f"on {held['rows']} rows"
+            )
+    for what, found in (("newer rows", carried), ("later rows", later)):
+        for name, entry in found["median_error"].items():
+            print(f"{what} by the first fit: {name:52s}{entry['median_error']:6.1%} of {entry['rows']} rows")
+    medians = ", ".join(f"{kind} {size / 1e9:.2f} GB" for kind, size in left["median"].items())
+    print(f"memory: published peaks leave {medians}")
     result = {
         **describe_machine(),
         "targets": TARGETS,
-        "tested": found["tested"],
-        "fitted": found["fitted"],
+        "rows": {"tested": first["tested"], "fitted": first["fitted"], "table": table(first)},
+        "newer": {"tested": second["tested"], "fitted": second["fitted"], "table": table(second)},
         "robustness": shaken,
+        "devices_left_out": left_out,
         "nano_in_super_mode": super_mode,
+        "newer_by_the_first_fit": carried,
+        "later_by_the_first_fit": later,
         "memory_left": left,
-        "rows": lines,
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(result, indent=1)
+    # a row stays on one line, so that a change of one shows as one
+    text = re.sub(r"\{\s+([^{}\[\]]+?)\s+\}", lambda row: "{" + re.sub(r"\s*\n\s*", " ", row[1]) + "}", text)
+    RESULT.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,8 +54,10 @@ class Device:
 
     @property
     def constraints(self) -> dict[str, Any]:
-        """What an engine built for this device is tied to, as far as the profile knows."""
-        return {name: self.values[name].value for name in ("sm", "jetpack", "tensorrt")}
+        """What a bundle for this device is tied to, as far as the profile knows."""
+        tied = {name: self.values[name].value for name in ("sm", "jetpack", "tensorrt")}
+        floor = self.values["os_floor"].value
+        return tied if floor is None else {**tied, "os_floor": floor}
 
 
 def list_devices() -> list[str]:
@@ -71,6 +74,11 @@ def load_device(name: str) -> Device:
     """
     if name not in list_devices():
         raise UnknownNameError("device", name, list_devices())
+    return _shipped(name)
+
+
+@cache
+def _shipped(name: str) -> Device:
     return read_device(FOLDER / f"{name}.yaml")
 
 
@@ -82,8 +90,8 @@ def read_device(path: Path) -> Device:
         PulseEdgeError: a key is missing, or a value has no source or confidence.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_OneOfEach)
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise PulseEdgeError(
             f"The device profile {path} cannot be read: {error}. Reinstall pulse-edge."
         ) from error
@@ -101,6 +109,18 @@ def read_device(path: Path) -> Device:
             _check_value(key, entry["value"], path)
         values[key] = Value(**entry)
     return Device(raw["name"], raw["kind"], raw["title"], values)
+
+
+class _OneOfEach(yaml.SafeLoader):
+    """YAML keeps the last of two equal keys without a word; a profile must not say two things."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping, or refuse one that has a key twice."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.YAMLError(f"{', '.join(twice)} stands there twice")
+        return super().construct_mapping(node, deep)
 
 
 def _check_value(key: str, value: Any, path: Path) -> None:

@@ -22,20 +22,25 @@ TARGET_OF: Final = {"jetson": "jetson", "iphone": "coreml", "ipad": "coreml", "m
 TILES: Final = (5, 4, 3, 1)  # views that a page may become: the contract's grids, or the base view alone
 TEXT: Final = 64  # tokens beside the image in a usual prompt: system, roles and question
 ANSWER: Final = 128  # tokens that a report may have
+ROOM: Final = 512  # tokens beside the image that the cache has room for: a conversation about one page
 # Weights that share a scale: what export writes for a target.
-_BLOCKS: Final = {"jetson": (128, 64), "onnx": (128, 64), "coreml": (32,)}
+_BLOCKS: Final = {"jetson": (128, 64), "onnx": (128, 64), "coreml": (128, 64, 32, 16)}
 _NVFP4_BLOCK: Final = 16  # with an fp8 scale
-# Tokens that one prefill step reads at most: Core ML's function has a fixed length.
-_CHUNK: Final = {"jetson": None, "onnx": None, "coreml": 64}
-# Caches alive at one time: ONNX Runtime returns a new one beside the old.
-_CACHES: Final = {"jetson": 1, "onnx": 2, "coreml": 1}
-# What the runtime itself holds (libraries, context, workspace), bytes. Jetson: what NVIDIA's published peaks
-# leave (benchmarks/plan.py: 1.18 GB, median of six rows); the others are our planning assumptions.
-RUNTIME: Final = {"jetson": 1_200_000_000, "onnx": 150_000_000, "coreml": 250_000_000}
+# Caches alive at one time: TensorRT's runtime and ONNX Runtime read one and write another beside it.
+_CACHES: Final = {"jetson": 2, "onnx": 2, "coreml": 1}
+_ALIGNMENT: Final = 32  # of Core ML's cache, which also has room for a padded step
+# ONNX Runtime keeps repacked copies of weights, and computes fp16 in fp32: what it holds for every byte
+# (benchmarks/ort_memory.py, once 75 MB of the session are taken off; int4 as seen at 7 B too).
+HELD: Final = {"fp32": 1.0, "fp16": 2.2, "int8": 2.0, "int4": 1.5}
+# What the runtime itself holds (libraries, context, workspace), bytes. Jetson: NVIDIA's published peaks leave
+# 0.8 GB in language models and 1.5 GB in vision-language models, whose tiles' activations are counted
+# apart here (benchmarks/plan.py). ONNX Runtime: the peak of `pulse-edge run` on pulse-nano. Core ML: our
+# planning assumption.
+RUNTIME: Final = {"jetson": 1_200_000_000, "onnx": 180_000_000, "coreml": 250_000_000}
 LINES: Final = ("weights", "vision", "kv", "activations", "runtime")
 _TITLES: Final = {
     "weights": "language-model weights",
-    "vision": "vision tower and projector",
+    "vision": "vision tower",
     "kv": "key-value cache",
     "activations": "activations",
     "runtime": "runtime",
@@ -51,7 +56,7 @@ class Setup:
         target: one of :data:`TARGETS`.
         tiles: views of a page, the base view included.
         keep: share of the visual tokens that pruning leaves.
-        context: tokens that the cache has room for; None for image, prompt and a report.
+        context: tokens that the cache has room for; None for the image and :data:`ROOM` more.
         kv: precision of the cache, ``fp16`` or ``int8``; ONNX Runtime on a CPU has fp32 in place of fp16.
         entitled: the app has both memory entitlements (Apple only).
     """
@@ -74,7 +79,23 @@ class Setup:
 
     def length(self, shape: ModelShape) -> int:
         """Tokens that the cache has room for."""
-        return self.context or min(self.visual(shape) + TEXT + ANSWER, shape.context)
+        return self.context or min(self.visual(shape) + ROOM, shape.context)
+
+    def step(self, shape: ModelShape) -> int:
+        """Tokens at once that memory is kept for: TensorRT reserves the whole length, Core ML's is fixed."""
+        if self.target == "coreml":
+            return min(128 if self.precision == "int4" else 32, self.length(shape))
+        return self.length(shape) if self.target == "jetson" else self.prompt(shape)
+
+    def cached(self, shape: ModelShape) -> int:
+        """Tokens that one cache holds memory for."""
+        if self.target != "coreml":
+            return self.length(shape)
+        return -(-(self.length(shape) + self.step(shape) - 1) // _ALIGNMENT) * _ALIGNMENT
+
+    def cached_bytes(self, shape: ModelShape, tokens: int) -> int:
+        """Bytes of one cache of so many tokens."""
+        return tokens * shape.kv_per_token * (1 if self.kv == "int8" else self.compute)
 
     @property
     def compute(self) -> int:
@@ -142,25 +163,25 @@ def _matrix_bytes(k: int, n: int, setup: Setup) -> int:
 def memory(shape: ModelShape, setup: Setup) -> dict[str, int]:
     """Bytes that each line of :data:`LINES` needs at the worst moment, and their ``total``.
 
-    * vision: tower (only layers that run) and projector, in the computing precision.
+    * weights and vision (tower, only layers that run, and projector, in the computing precision): as stored,
+      times :data:`HELD` in ONNX Runtime.
     * kv: 2 · layers · key-value heads · width · length, times the caches alive at a time.
-    * activations: the larger of reading the tiles and reading the prompt. A decoder layer holds residual,
-      normed input, queries, keys, values, result and attention's scores, or residual, normed input, gate,
-      up and their product. The scores are counted whole, once: whether a runtime fuses them away is its
-      own affair, and a plan must not count on it.
+    * activations: the larger of reading the tiles and reading as much as the runtime reserves for one step. A
+      decoder layer holds residual, normed input, queries, keys, values, result and attention's scores, or
+      residual, normed input, gate, up and their product. The scores are counted whole, once: whether a
+      runtime fuses them away is its own affair, and a plan must not count on it.
     """
-    size, prompt = setup.compute, setup.prompt(shape)
-    tower = shape.tower
-    cached = setup.length(shape) * shape.kv_per_token * (1 if setup.kv == "int8" else size)
-    read = min(prompt, _CHUNK[setup.target] or prompt)
+    size, tower, step = setup.compute, shape.tower, setup.step(shape)
     wide, narrow = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    attention = read * (2 * shape.hidden + 2 * wide + 2 * narrow) + shape.heads * read * prompt
-    mlp = read * (2 * shape.hidden + 3 * shape.ffn)
+    attention = step * (2 * shape.hidden + 2 * wide + 2 * narrow) + shape.heads * step * setup.cached(shape)
+    mlp = step * (2 * shape.hidden + 3 * shape.ffn)
     seen = setup.tiles * tower.live if tower else 0
+    held = HELD.get(setup.precision, 1.0) if setup.target == "onnx" else 1.0
+    vision = (tower.run_parameters + tower.projector) * size if tower else 0
     lines = {
-        "weights": weight_bytes(shape, setup),
-        "vision": (tower.run_parameters + tower.projector) * size if tower else 0,
-        "kv": cached * _CACHES[setup.target],
+        "weights": round(weight_bytes(shape, setup) * held),
+        "vision": round(vision * (held if setup.precision == "fp16" else 1.0)),
+        "kv": setup.cached_bytes(shape, setup.cached(shape)) * _CACHES[setup.target],
         "activations": (max(seen, attention, mlp) + shape.vocab) * size,
         "runtime": RUNTIME[setup.target],
     }
@@ -221,7 +242,7 @@ def refusal(shape: ModelShape, device: Device, setup: Setup, remedies: Sequence[
     before = LINES[: LINES.index(binding)]
     taken = sum(lines[name] for name in before)
     size = f"{lines[binding] / 1e9:.2f} GB"
-    tokens = f" of {result['tokens']['context']:,} tokens" if binding == "kv" else ""
+    tokens = f" for {result['tokens']['context']:,} tokens" if binding == "kv" else ""
     if before:
         why = (
             f"{' and '.join(_TITLES[name] for name in before)} take {taken / 1e9:.2f} GB of them, and the "

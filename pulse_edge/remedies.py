@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from pulse_edge.device import Device, list_devices, load_device
-from pulse_edge.fit import TARGET_OF, Setup, fit
+from pulse_edge.fit import BITS, TARGET_OF, Setup, fit
 from pulse_edge.roofline import speed
 from pulse_edge.shape import ModelShape, shape_of
 
@@ -118,23 +118,20 @@ class _Chosen:
     def __init__(self, levers: Sequence[_Lever]) -> None:
         self.names = frozenset(lever.what for lever in levers)
         self.cost = sum(lever.cost for lever in levers)
-        self.what = " and ".join(lever.what for lever in levers)
+        *first, last = (lever.what for lever in levers)
+        self.what = f"{', '.join(first)} and {last}" if first else last
         self.change = {k: v for lever in levers for k, v in lever.change.items()}
 
 
 def _levers(shape: ModelShape, device: Device, setup: Setup) -> list[_Lever]:
-    able = device.values["precisions"].value
     levers = []
     if device.values["entitled_fraction"].value is not None and not setup.entitled:
         levers.append(_ENTITLED)
     if setup.kv != "int8":
         levers.append(_KV)
-    bits = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
-    for name, cost in _PRECISIONS:
-        if bits[name] < bits.get(setup.precision, 4) and (able is None or name in able):
-            levers.append(
-                _Lever("precision", f"{name} instead of {setup.precision}", cost, {"precision": name})
-            )
+    for name, cost in _lower(device, setup):
+        what = f"{name} instead of {setup.precision}"
+        levers.append(_Lever("precision", what, cost, {"precision": name}))
     if shape.tower is not None and setup.context is None:  # a given context is what the cache is for
         levers += [_PRUNE] if setup.keep > KEPT else []
         for tiles, lever in _TILES.items():
@@ -143,15 +140,30 @@ def _levers(shape: ModelShape, device: Device, setup: Setup) -> list[_Lever]:
     return levers
 
 
+def _lower(device: Device, setup: Setup) -> list[tuple[str, float]]:
+    """The precisions below the present one that a device can use, with their costs."""
+    able = device.values["precisions"].value
+    return [
+        (name, cost)
+        for name, cost in _PRECISIONS
+        if BITS[name] < BITS[setup.precision] and (able is None or name in able)
+    ]
+
+
 def _smaller(shape: ModelShape, device: Device, setup: Setup) -> Iterator[tuple[float, dict[str, Any]]]:
-    """The students that fit, larger first."""
+    """The students that fit, larger first, each in the highest precision that does."""
     if shape.tower is None:
         return
-    plain = replace(setup, context=None)
+    precisions = [setup.precision, *(name for name, _ in _lower(device, setup))]
     for rank, student in enumerate(students()):
-        if student.parameters < shape.parameters and fit(student, device, plain)["fits"]:
-            what = f"the student {student.name} in {setup.precision}"
-            yield _STUDENT_COST + rank / 2, _remedy(what, student, device, plain, {})
+        if student.parameters >= shape.parameters:
+            continue
+        for precision in precisions:
+            own: dict[str, Any] = {"context": None, "precision": precision}
+            if fit(student, device, replace(setup, **own))["fits"]:
+                what = f"the student {student.name} in {precision}"
+                yield _STUDENT_COST + rank / 2, _remedy(what, student, device, setup, own)
+                break
 
 
 def _larger(shape: ModelShape, device: Device, setup: Setup) -> Iterator[tuple[float, dict[str, Any]]]:

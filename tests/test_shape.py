@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import struct
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pulse_edge.commands._plan import read_model
+from pulse_edge.commands._plan import plan, read_model
 from pulse_edge.errors import CheckpointError
 from pulse_edge.model.checkpoint import load_model, resolve_model
 from pulse_edge.shape import read_shape, shape_of
@@ -172,6 +174,34 @@ def test_a_truncated_shard_is_refused(copied):
     os.truncate(file, file.stat().st_size - 1)
     with pytest.raises(CheckpointError, match="cut short"):
         read_shape(copied)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_checkpoint_that_holds_integers_has_the_shape_of_the_floats(shared, tmp_path, bits):
+    """In the released layout, whose tower's shape is read off its weights."""
+    from safetensors.numpy import save_file
+
+    from pulse_edge.model.quantized import QuantizedWeight
+    from pulse_edge.model.weights import open_weights
+
+    folder = shared / "golden" / "model" / "pulse_tiny_flat"
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    arrays = {}
+    for name, tensor in open_weights(folder).items():
+        weight = tensor.float().numpy()
+        if weight.ndim == 2 and weight.shape[1] % 2 == 0 and "position" not in name:
+            levels = np.zeros(weight.shape, np.int8)
+            scale = np.ones((len(weight), 1), np.float16)
+            arrays |= QuantizedWeight(bits, levels, scale).stored(name)
+        else:
+            arrays[name] = weight
+    save_file(arrays, tmp_path / "model.safetensors")
+    found, floats = read_shape(tmp_path), read_shape(folder)
+    assert (found.integers, floats.integers) == (f"int{bits}", None)
+    assert replace(found, integers=None, name="x") == replace(floats, name="x")
+    planned = plan(str(tmp_path), device="orin-nano-8gb")
+    assert planned["setup"]["precision"] == f"int{bits}"
+    assert plan(str(tmp_path), device="orin-nano-8gb", precision="fp16")["setup"]["precision"] == "fp16"
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pulse_edge.cli import (  # noqa: F401 - each registers itself
+    build,
+    bundle,
     doctor,
     evaluate,
     export,

@@ -17,12 +17,16 @@ _LINES = {
     "runtime": "runtime",
 }
 
+_EXTRAPOLATED = "The model is far smaller than any that was fitted: take the times as lower bounds."
+
 
 @app.command()
 def plan(
     model: Annotated[str, typer.Argument(help="Checkpoint folder, shipped name or recipe.")],
     device: Annotated[str | None, typer.Option(help="Profile of the device.")] = None,
-    precision: Annotated[str, typer.Option(help="fp32, fp16, int8, int4, fp8 or nvfp4.")] = "int4",
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, fp16, int8, int4, fp8 or nvfp4; int4 by default.")
+    ] = None,
     tiles: Annotated[int, typer.Option(help="Views of a page: 5, 4, 3 or 1.")] = 5,
     context: Annotated[int | None, typer.Option(help="Tokens in the cache.")] = None,
     keep: Annotated[float, typer.Option(help="Share of visual tokens left by pruning.")] = 1.0,
@@ -62,14 +66,15 @@ def _print_one(result: dict[str, Any]) -> None:
     console.print(_memory_table(memory))
     if memory["fits"] is None:
         console.print("The profile knows no memory of this device: compare the total with what is free.")
+    console.print()
     console.print(_speed_table(speed))
     reasons: dict[str, list[str]] = {}
     for what, text in speed["sources"].items():
         reasons.setdefault(text, []).append(what)
-    said = ". ".join(f"{' and '.join(what).capitalize()}: {text}" for text, what in reasons.items())
+    said = ". ".join(f"{', '.join(what).capitalize()}: {text}" for text, what in reasons.items())
     console.print(f"Every speed is an estimate. {said}.", markup=False)
     if speed["extrapolated"]:
-        console.print("The model is far smaller than any that was fitted: take the times as lower bounds.")
+        console.print(_EXTRAPOLATED)
     if result["refusal"]:
         console.print(f"\n{result['refusal']}", markup=False)
         console.print(_remedy_table(result["remedies"]))
@@ -150,6 +155,8 @@ def _print_all(result: dict[str, Any]) -> None:
             *(_value(speed[name]) for name in ("vision_ms", "ttft_ms", "decode_tokens_s", "report_s")),
         )
     console.print(table)
+    if result["devices"][0]["speed"]["extrapolated"]:
+        console.print(_EXTRAPOLATED)
     if result["left_out"]:
         left = ", ".join(f"{name} ({why})" for name, why in result["left_out"].items())
         console.print(f"Left out: {left}.", markup=False)

@@ -9,23 +9,26 @@ from pulse_edge.errors import BundleError
 from pulse_edge.samples import SAMPLES, samples
 
 
-def verify(bundle: Path, execute: bool = False) -> dict[str, Any]:
+def verify(bundle: Path, key: Path | None = None, execute: bool = False) -> dict[str, Any]:
     """Compare every file of a bundle with its manifest: ``{"ok": bool, "problems": [...]}``.
 
     Args:
-        bundle: its folder.
+        bundle: folder of the bundle.
+        key: public key that must have signed it, beside those that the environment requires.
         execute: also run the graphs on a shipped ECG, and compare with what they gave when exported. A
             Core ML bundle is played without a Mac.
 
     Raises:
         BundleError: there is no such folder.
         MissingExtraError: a Core ML bundle is to be played without torch or coremltools.
+        UserError: the key cannot be read.
     """
     from pulse_edge.bundle import verify_bundle
+    from pulse_edge.bundle.signature import required_keys
 
     if not Path(bundle).is_dir():
         raise BundleError(f"There is no bundle {bundle}. Make one with: pulse-edge export")
-    problems = verify_bundle(Path(bundle))
+    problems = verify_bundle(Path(bundle), required_keys(key))
     if execute and not problems:
         problems = _execute(Path(bundle))
     return {"ok": not problems, "problems": problems}
