@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+import pulse_edge.export  # noqa: F401 - keeps coremltools quiet while it is imported
+
 pytest.importorskip("coremltools", reason='Core ML needs pip install "pulse-edge[coreml]"')
 
 
