@@ -42,4 +42,9 @@ def export(
         f"  labels     {parity['probability_max_abs']:.2g} in probability, "
         f"{parity['label_flips']} of {parity['labels']} flipped"
     )
+    if "tiles" in parity:
+        tiles = parity["tiles"]
+        typer.echo(
+            f"  tiles      {tiles['max_levels']} grey level(s) in {tiles['changed']:.3%} of the values"
+        )
     typer.echo(f"next         pulse-edge run {result['bundle']} --image PAGE.png")
