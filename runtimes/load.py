@@ -25,7 +25,7 @@ def load(
     require_key: Path | None = None,
     runtime: str | None = None,
 ) -> Session:
-    """Open a model.
+    """Open a model. A Core ML bundle needs an Apple device; `pulse-edge run` plays it through `export`.
 
     Args:
         path: folder of a bundle (needs neither torch nor transformers), folder of a checkpoint, or a
@@ -64,6 +64,11 @@ def _open_bundle(
     folder: Path, verify: bool, threads: int | None, keys: list[Path], runtime: str | None
 ) -> Session:
     manifest = sound_manifest(folder, keys) if verify or keys else read_manifest(folder)
+    if manifest["target"] == "coreml":
+        raise BundleError(
+            f"{folder} is a Core ML bundle, which runs on an iPhone, an iPad or a Mac. Put it into an app; "
+            'or play it here with `pulse-edge run`, which needs: pip install "pulse-edge[coreml]"'
+        )
     backend, how = _choose(folder, manifest, threads, runtime)
     return open_session(folder, manifest, backend, how)
 
