@@ -153,3 +153,22 @@ def test_noise_of_any_size_is_refused(seed, shape):
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
     assert check(take(image).result())["grade"] == "refuse"
+
+
+@pytest.mark.parametrize("turns", [1, 2])
+def test_a_page_that_lies_on_its_side_or_head_is_turned(plain, turns):
+    """The grid's millimetres run as on the upright page, and the angle is the one it was turned by."""
+    photo, _ = plain
+    turned = np.ascontiguousarray(np.rot90(photo.image, -turns))  # clockwise
+    taken = take(turned)
+    assert taken.result()["grade"] == "good", taken.result()["reasons"]
+    assert taken.found.rotation == pytest.approx(90 * turns + 2, abs=2)
+    nodes = np.array(taken.grid())
+    height, width = turned.shape[:2]
+    back_x, back_y = width - 1 - nodes[:, 0], height - 1 - nodes[:, 1]
+    x, y = (nodes[:, 1], back_x) if turns == 1 else (back_x, back_y)
+    inside = (x > 2) & (y > 2) & (x < photo.image.shape[1] - 3) & (y < photo.image.shape[0] - 3)
+    true = photo.to_paper(x[inside], y[inside])
+    on_page = np.all((true > 3) & (true < np.array(photo.size_mm) - 3), axis=1)
+    away = (true - nodes[inside, 2:])[on_page]
+    assert np.median(np.linalg.norm(away - np.median(away, axis=0), axis=1)) < 0.2
