@@ -5,11 +5,13 @@ torch and onnx are imported when an export starts, not when this package is.
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from pulse_edge.device import load_device
+from pulse_edge.device import Device, load_device
 from pulse_edge.errors import MissingExtraError, UnknownNameError, UserError
 
 TARGETS: Final = ("jetson", "onnx")
@@ -26,6 +28,9 @@ def export_bundle(
     precision: str | None = None,
     gate: Gate | None = None,
     report: Callable[[str], None] = lambda step: None,
+    profile: str | None = None,
+    resume: bool = False,
+    tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Export a checkpoint to a bundle, all or nothing.
 
@@ -38,6 +43,9 @@ def export_bundle(
         gate: called with the complete bundle, before it gets its name, and the precision; what it
             returns is the manifest's ``parity``. It raises GateError to refuse the bundle.
         report: called with the name of every step, for progress.
+        profile: form of the decoder: ``trt``, ``trt10.15`` or ``ort``; what suits the device by default.
+        resume: go on with what an export of the same that was killed left.
+        tick: called with the bytes of weights that are written, and of all.
 
     Returns:
         The manifest.
@@ -50,18 +58,30 @@ def export_bundle(
     """
     if target not in TARGETS:
         raise UnknownNameError("target", target, TARGETS)
-    profile = load_device(device or DEFAULT_DEVICE[target])
-    if target == "jetson" and profile.kind != "jetson":
-        raise UserError(f"{profile.name} is not a Jetson. Use --target onnx, or another --device.")
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-        import torch  # noqa: F401
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(error.name or "torch", "export") from error
-    from pulse_edge.export.exporter import export_to_folder
+    where = load_device(device or DEFAULT_DEVICE[target])
+    if target == "jetson" and where.kind != "jetson":
+        raise UserError(f"{where.name} is not a Jetson. Use --target onnx, or another --device.")
+    for package in ("onnx", "onnxscript", "torch", "transformers"):
+        # torch is not imported here: most exports never need it, and it takes 200 MB
+        if not _installed(package):
+            raise MissingExtraError(package, "export")
+    from pulse_edge.export.exporter import Options, export_to_folder
     from pulse_edge.export.weights import precision as read_precision
 
-    how = read_precision(precision or DEFAULT_PRECISION[target], target)
-    return export_to_folder(Path(checkpoint), Path(output), target, profile, how, gate, report)
+    how = read_precision(precision or DEFAULT_PRECISION[target], target, profile or default_profile(where))
+    options = Options(target, where, how, resume, report, tick)
+    return export_to_folder(Path(checkpoint), Path(output), options, gate)
+
+
+def default_profile(device: Device) -> str:
+    """The form of a decoder for a device: opset 23's operators where its TensorRT is known to take them."""
+    version = device.values["tensorrt"].value
+    if device.kind != "jetson" or version is None:
+        return "trt"
+    return "trt10.15" if tuple(int(part) for part in version.split(".")[:2]) >= (10, 15) else "trt"
+
+
+def _installed(package: str) -> bool:
+    if package in sys.modules:
+        return sys.modules[package] is not None
+    return importlib.util.find_spec(package) is not None

@@ -3,75 +3,82 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from pulse_edge import contract
-from pulse_edge.bundle import atomic_folder, sha256_file, write_atomic, write_manifest
+from pulse_edge.bundle import sha256_file, write_atomic, write_manifest
 from pulse_edge.device import Device
 from pulse_edge.doctor import installed_version
 from pulse_edge.evaluate.labels import label_set
-from pulse_edge.export.decoder import DecoderShape, decoder_shape, write_decoder, write_embedding
-from pulse_edge.export.graphs import write_vision
 from pulse_edge.export.jetson import check, write_build_files
+from pulse_edge.export.journal import Journal, files_of, fingerprint, partial_folder
 from pulse_edge.export.onnx_writer import check_graph
+from pulse_edge.export.source import Source
+from pulse_edge.export.stream import Plan, plan_bundle, refuse_full_disk
 from pulse_edge.export.weights import Precision
 from pulse_edge.model.checkpoint import load_model, read_card
-from pulse_edge.model.pulse import PulseForConditionalGeneration
+from pulse_edge.model.layouts import NEWLINE
 from pulse_edge.model.tokenizer import Tokenizer
 
 INTENDED_USE = "Research and software testing. Not a medical device; not for diagnosis or treatment."
 MAX_NEW_TOKENS = 128
 
 
+@dataclass(frozen=True)
+class Options:
+    """What is asked of an export, checked.
+
+    Attributes:
+        target: ``jetson`` or ``onnx``.
+        device: profile of the device.
+        how: precision of the decoder.
+        resume: go on with what a killed export left.
+        report: called with the name of every step.
+        tick: called with the bytes of weights that are written, and of all.
+    """
+
+    target: str
+    device: Device
+    how: Precision
+    resume: bool = False
+    report: Callable[[str], None] = lambda step: None
+    tick: Callable[[int, int], None] = lambda done, total: None
+
+
 def export_to_folder(
-    checkpoint: Path,
-    output: Path,
-    target: str,
-    device: Device,
-    how: Precision,
-    gate: Callable[[Path, str], dict[str, Any]] | None,
-    report: Callable[[str], None],
+    checkpoint: Path, output: Path, options: Options, gate: Callable[[Path, str], dict[str, Any]] | None
 ) -> dict[str, Any]:
     """Do what ``pulse_edge.export.export_bundle`` promises, once its arguments are checked."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of packages that nobody misses
-    tokenizer = Tokenizer.from_folder(checkpoint)
-    card = read_card(checkpoint)
+    how, report = options.how, options.report
+    tokenizer, card = Tokenizer.from_folder(checkpoint), read_card(checkpoint)
     report("reading the checkpoint")
-    model = load_model(checkpoint)
-    shape = decoder_shape(model.config.text_config)
-    with atomic_folder(output) as folder:
-        report("vision graph")
-        tokens = write_vision(folder / "vision.onnx", model, half=how.compute is np.float16)
-        report("decoder graph")
-        weights = _weights(model)
-        write_embedding(folder / "embed.onnx", weights("embed_tokens.weight"), how)
-        kept = write_decoder(folder / "decoder.onnx", shape, weights, how)
-        if kept:
-            report(f"int4 does not fit {len(kept)} layer(s), which stay in fp16")
-        if model.config.merge == "spatial_unpad":
-            np.save(folder / "image_newline.npy", model.model.image_newline.detach().float().numpy())
-        for name in ("tokenizer.model", "tokenizer_config.json"):
-            if (checkpoint / name).is_file():
-                shutil.copyfile(checkpoint / name, folder / name)
-        write_atomic(folder / "LICENCES.txt", _licences(card).encode())
-        report("checking the graphs")
-        graphs = sorted(folder.glob("*.onnx"))
-        for path in graphs:
-            check_graph(path)
-        if target == "jetson":
-            check(folder, device)
-            write_build_files(folder, shape, tokens, device)
-        fields = _fields(checkpoint, card, model, tokenizer, shape, target, device, how, tokens)
-        fields["precision"]["decoder_kept_fp16"] = kept
-        fields["graphs"] = {path.stem: _graph(path) for path in graphs}
+    source = Source(checkpoint)
+    with partial_folder(output, _key(checkpoint, options), options.resume) as (folder, journal):
+        plan = plan_bundle(folder, source, how)
+        refuse_full_disk(folder, plan.bytes)
+        with ThreadPoolExecutor(1) as thread:
+            hashes = thread.submit(_hashes, checkpoint)
+            _write_graphs(folder, plan, source, journal, options)
+            weights = hashes.result()
+        if plan.kept:
+            report(f"int4 does not fit {len(plan.kept)} layer(s), which stay in fp16")
+        tokens = _copy_rest(folder, checkpoint, source, card)
+        if options.target == "jetson":
+            write_build_files(folder, source.shape, tokens, options.device)
+        fields = _fields(weights, card, source, tokenizer, options, tokens)
+        fields["precision"]["decoder_kept_fp16"] = plan.kept
+        fields["graphs"] = {path.stem: _graph(path) for path in sorted(folder.glob("*.onnx"))}
+        report("hashing")
         manifest = write_manifest(folder, fields)
         if gate is not None:
             report("measuring parity")
@@ -81,44 +88,99 @@ def export_to_folder(
     return manifest
 
 
-def _weights(model: PulseForConditionalGeneration) -> Callable[[str], NDArray[np.float32]]:
-    state = model.state_dict()
-    prefix = next(name for name in state if name.endswith("embed_tokens.weight")).removesuffix(
-        "embed_tokens.weight"
+def _write_graphs(folder: Path, plan: Plan, source: Source, journal: Journal, options: Options) -> None:
+    """Check the graphs before a weight is read, then write the weights."""
+    done = 0
+
+    def tick(size: int) -> None:
+        nonlocal done
+        done += size
+        options.tick(done, plan.weights)
+
+    for writer in plan.writers:
+        writer.reserve()
+    if not source.clip:
+        options.report("vision graph")
+        if "vision.onnx" not in journal.done:
+            write_vision(folder / "vision.onnx", source.folder, options.how.compute is np.float16)
+            for name in ("vision.onnx", "vision.onnx.data"):
+                with (folder / name).open("rb") as stream:
+                    os.fsync(stream.fileno())
+            journal.finish(["vision.onnx"])
+    options.report("checking the graphs")
+    for path in sorted(folder.glob("*.onnx")):
+        check_graph(path)
+    if options.target == "jetson":
+        check(folder, options.device)
+    for writer in plan.writers:
+        options.report(f"{writer.name} weights")
+        journal.fill(writer, tick)
+
+
+def write_vision(path: Path, checkpoint: Path, half: bool) -> None:
+    """Write ``vision.onnx`` of a tower that is not CLIP's, by torch.onnx; its weights come with it."""
+    from pulse_edge.export.graphs import write_vision as trace
+
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of packages that nobody misses
+    trace(path, load_model(checkpoint), half)
+
+
+def _copy_rest(folder: Path, checkpoint: Path, source: Source, card: dict[str, Any]) -> int:
+    """Put what is neither graph nor manifest into a bundle; return the tokens of a tile."""
+    if source.merge == "spatial_unpad":
+        np.save(folder / "image_newline.npy", source.array(NEWLINE))
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        if (checkpoint / name).is_file():
+            shutil.copyfile(checkpoint / name, folder / name)
+    write_atomic(folder / "LICENCES.txt", _licences(card).encode())
+    return int(_graph(folder / "vision.onnx")["outputs"]["image_features"]["shape"][1])
+
+
+def _key(checkpoint: Path, options: Options) -> str:
+    """Fingerprint of all that the bytes of a bundle depend on."""
+    how = options.how
+    return fingerprint(
+        {
+            "files": files_of(checkpoint),
+            "options": [options.target, options.device.name, how.name, how.profile],
+            "toolchain": _toolchain(),
+        }
     )
 
-    def weight(name: str) -> NDArray[np.float32]:
-        array: NDArray[np.float32] = state[name if name in state else prefix + name].float().numpy()
-        return array
 
-    return weight
+def _hashes(checkpoint: Path) -> dict[str, str]:
+    return {path.name: sha256_file(path) for path in sorted(checkpoint.glob("*.safetensors"))}
 
 
 def _fields(
-    checkpoint: Path,
+    weights: dict[str, str],
     card: dict[str, Any],
-    model: PulseForConditionalGeneration,
+    source: Source,
     tokenizer: Tokenizer,
-    shape: DecoderShape,
-    target: str,
-    device: Device,
-    how: Precision,
+    options: Options,
     tokens: int,
 ) -> dict[str, Any]:
     labels, scoring = label_set(card)
-    sources = sorted(checkpoint.glob("*.safetensors"))
+    how = options.how
     vision, table = (f"fp{8 * np.dtype(kind).itemsize}" for kind in (how.compute, how.table))
     return {
         "model": {
             "name": card["name"],
-            "weights": {path.name: sha256_file(path) for path in sources},
+            "weights": weights,
+            "weight_types": source.kinds,
             "parent": card["parent"],
             "recipe": card["recipe"],
             "data": card["data"],
         },
-        "target": target,
-        "device": {"profile": device.name, "constraints": device.constraints},
-        "precision": {"vision": vision, "embed": table, "decoder": how.name, "lm_head": table},
+        "target": options.target,
+        "device": {"profile": options.device.name, "constraints": options.device.constraints},
+        "precision": {
+            "vision": vision,
+            "embed": table,
+            "decoder": how.name,
+            "lm_head": table,
+            "decoder_profile": how.profile,
+        },
         "preprocessing": {
             "tile_size": contract.TILE_SIZE,
             "max_tiles": contract.MAX_TILES,
@@ -127,7 +189,7 @@ def _fields(
             "mean": list(contract.IMAGE_MEAN),
             "std": list(contract.IMAGE_STD),
             "pad_colour": list(contract.PAD_COLOUR),
-            "merge": model.config.merge,
+            "merge": source.merge,
         },
         "prompt": {
             "template": "llava_v1",
@@ -136,7 +198,7 @@ def _fields(
             "separators": [contract.SEP, contract.SEP2],
         },
         "generation": {
-            "context": shape.context,
+            "context": source.shape.context,
             "max_new_tokens": MAX_NEW_TOKENS,
             "bos_id": tokenizer.bos_id,
             "eos_id": tokenizer.eos_id,

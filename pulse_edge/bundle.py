@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,7 +42,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     Raises:
         PulseEdgeError: the disk is full or the folder cannot be written.
     """
-    with _disk(path.parent):
+    with disk_errors(path.parent):
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as stream:
@@ -57,22 +57,33 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(
+    path: Path, work: Path | None = None, keep: Callable[[BaseException], bool] = lambda error: False
+) -> Iterator[Path]:
     """Give a temporary folder that becomes ``path`` if the block ends well, and vanishes otherwise.
 
     An existing ``path`` is replaced only at the end. Ctrl-C, an error or a full disk leave nothing
     behind. Everything is flushed to the disk before the folder gets its name.
+
+    Args:
+        path: name of the folder.
+        work: the temporary folder, on the same disk, where it has a name and may hold earlier work.
+        keep: says after which errors the temporary folder stays.
 
     Raises:
         PulseEdgeError: the disk is full or the place cannot be written.
         UserError: ``path`` is a file.
     """
     path = Path(os.path.realpath(path))  # of a link, the folder that it names is replaced
-    with _disk(path.parent):
+    with disk_errors(path.parent):
         if os.path.lexists(path) and not path.is_dir():  # a link is left here only if it leads to itself
             raise UserError(f"{path} is a file; a folder is to be written there. Choose another name.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        if work is None:
+            work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        else:
+            work.mkdir(parents=True, exist_ok=True)
+        kept = False
         try:
             work.chmod(0o755)
             yield work
@@ -87,8 +98,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             else:
                 os.rename(work, path)
             _fsync(path.parent)
+        except BaseException as error:
+            kept = keep(error)
+            raise
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            if not kept:
+                shutil.rmtree(work, ignore_errors=True)
 
 
 def _swap(path: Path, new: Path, old: Path) -> None:
@@ -215,8 +230,13 @@ def _fsync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _disk(place: Path) -> Iterator[None]:
-    """Turn what the operating system says about a disk into a sentence."""
+def disk_errors(place: Path) -> Iterator[None]:
+    """Turn what the operating system says about a disk into a sentence.
+
+    Raises:
+        PulseEdgeError: the disk is full.
+        UserError: ``place`` cannot be written.
+    """
     try:
         yield
     except OSError as error:

@@ -71,6 +71,44 @@ def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
     return export
 
 
+class Arrays:
+    """Weights in memory, as the exporter asks for them; ``held`` counts the rows that someone holds."""
+
+    def __init__(self, state: Mapping[str, Any]) -> None:
+        from pulse_edge.model.layouts import canonical
+
+        self.arrays = {canonical(name): np.asarray(value) for name, value in state.items()}
+        self.asked: list[str] = []
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.arrays[name].shape
+
+    def kind(self, name: str) -> str:
+        return {"float32": "F32", "float16": "F16", "uint16": "BF16"}[str(self.arrays[name].dtype)]
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        self.asked.append(name)
+        return self.arrays[name][start:stop].copy()
+
+
+@pytest.fixture(scope="session")
+def in_memory() -> type[Arrays]:
+    return Arrays
+
+
+@pytest.fixture(scope="session")
+def write_decoder() -> Callable[..., list[str]]:
+    """Write a decoder with its weights; returns the layers that int4 does not fit."""
+    from pulse_edge.export.decoder import plan_decoder
+
+    def write(path: Path, shape: Any, weights: Any, how: Any) -> list[str]:
+        writer, kept = plan_decoder(path, shape, weights, how)
+        writer.fill()
+        return kept
+
+    return write
+
+
 @pytest.fixture(scope="session")
 def run() -> Callable[[Path], Step]:
     """Open a decoder graph; the function that results reads embeddings and a cache.

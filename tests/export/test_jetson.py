@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from pulse_edge.export.decoder import DecoderShape
+from pulse_edge.export.decoder_shape import DecoderShape
 from pulse_edge.export.jetson import KINDS, profiles
 
 PULSE_7B = DecoderShape(32, 4096, 32, 32, 128, 32000, 4096, 1e4, 1e-5)

@@ -10,7 +10,8 @@ from onnx import TensorProto, helper
 from pulse_edge.device import list_devices, load_device
 from pulse_edge.errors import GateError
 from pulse_edge.export.onnx_writer import check_graph, infer
-from pulse_edge.export.trt_support import OPERATORS, highest_opset, problems
+from pulse_edge.export.trt_support import highest_opset, problems
+from pulse_edge.export.trt_tables import OPERATORS
 
 
 def write(path, nodes, inputs, outputs, constants=(), opset=18, domain=None):
@@ -110,9 +111,8 @@ def test_rules_of_int4(tmp_path, rows, columns, block, fault):
 
 
 def test_the_opset_must_be_one_that_the_devices_version_reads(tmp_path):
-    assert [highest_opset(v) for v in ("9.2", "10.0.1", "10.3.0", "10.9", "10.13.3.9", "11.4.1", None)] == [
-        19, 20, 21, 22, 24, 24, 24,
-    ]  # fmt: skip
+    versions = ("9.2", "10.0.1", "10.3.0", "10.9", "10.13.3.9", "11.4.1", "11.5", None)
+    assert [highest_opset(version) for version in versions] == [19, 20, 21, 22, 24, 24, 25, 25]
     path = write(tmp_path / "g.onnx", [node("Neg", "x")], [X], [("y", FLOAT, [2, 4])], opset=22)
     assert problems(path, "10.9.0") == []
     assert "has opset 22, and TensorRT 10.3.0 reads up to 21" in problems(path, "10.3.0")[0]
@@ -124,7 +124,7 @@ def test_the_opset_must_be_one_that_the_devices_version_reads(tmp_path):
 def test_what_we_export_passes(bundle, precision):
     for path in sorted(bundle("jetson", precision).glob("*.onnx")):
         assert problems(path, "10.3.0") == []
-        model, _ = infer(path)
+        model, _, _ = infer(path)
         assert {node.op_type for node in model.graph.node} <= set(OPERATORS)
 
 
@@ -132,7 +132,7 @@ def test_what_we_export_passes(bundle, precision):
 def test_every_tensor_of_every_graph_has_a_type_and_rank(bundle, target):
     for path in bundle(target, {"jetson": "fp16", "onnx": "fp32"}[target]).glob("*.onnx"):
         check_graph(path)
-        model, types = infer(path)
+        model, types, _ = infer(path)
         assert {name for node in model.graph.node for name in node.output} <= set(types)
         assert "DOUBLE" not in types.values()
 

@@ -1,0 +1,105 @@
+"""Shape of a Llama-like decoder: read from a configuration, with the names and shapes of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pulse_edge.errors import CheckpointError
+from pulse_edge.model.layouts import TABLE
+
+_ATTENTION: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
+_MLP: Final = ("gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """Shape of a Llama-like decoder.
+
+    Attributes:
+        layers, hidden, heads, kv_heads, head_dim, vocab: as in the configuration.
+        context: longest sequence, image included.
+        theta: base of the rotary embedding.
+        epsilon: of the norms.
+        biased: projections that have a bias, e.g. ``q_proj``.
+        mlp: width of the feed-forward part.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    context: int
+    theta: float
+    epsilon: float
+    biased: frozenset[str] = frozenset()
+    mlp: int = 0
+
+    def linears(self, i: int) -> Iterator[tuple[str, tuple[int, int]]]:
+        """Names inside the language model, and shapes [N, K], of the linear layers of layer ``i``."""
+        query, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        yield f"layers.{i}.self_attn.q_proj", (query, self.hidden)
+        yield f"layers.{i}.self_attn.k_proj", (keys, self.hidden)
+        yield f"layers.{i}.self_attn.v_proj", (keys, self.hidden)
+        yield f"layers.{i}.self_attn.o_proj", (self.hidden, query)
+        yield f"layers.{i}.mlp.gate_proj", (self.mlp, self.hidden)
+        yield f"layers.{i}.mlp.up_proj", (self.mlp, self.hidden)
+        yield f"layers.{i}.mlp.down_proj", (self.hidden, self.mlp)
+
+    def weights(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Canonical names and shapes of all weights but the head's."""
+        yield TABLE, (self.vocab, self.hidden)
+        for i in range(self.layers):
+            for name, shape in self.linears(i):
+                yield f"text.{name}.weight", shape
+                if name.rpartition(".")[2] in self.biased:
+                    yield f"text.{name}.bias", shape[:1]
+            for norm in ("input_layernorm", "post_attention_layernorm"):
+                yield f"text.layers.{i}.{norm}.weight", (self.hidden,)
+        yield "text.norm.weight", (self.hidden,)
+
+
+def decoder_shape(config: Any) -> DecoderShape:
+    """Read the shape from a transformers configuration of a Llama or Qwen2 decoder.
+
+    Raises:
+        CheckpointError: the decoder has something that the graph does not cover.
+    """
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    needs = {
+        f"an architecture {config.model_type!r}": config.model_type not in ("llama", "qwen2"),
+        f"an activation {config.hidden_act!r}": config.hidden_act != "silu",
+        "scaled rotary embeddings": rope.get("rope_type", rope.get("type", "default")) != "default",
+        "partial rotary embeddings": rope.get("partial_rotary_factor", 1.0) != 1.0,
+        "sliding windows": bool(getattr(config, "use_sliding_window", False)),
+        "uneven attention heads": bool(heads % kv_heads or head_dim % 2),
+    }
+    if any(needs.values()):
+        missing = ", ".join(what for what, needed in needs.items() if needed)
+        raise CheckpointError(
+            f"The language model needs {missing}, which the exporter does not cover. "
+            "Use a checkpoint with a Llama or Qwen2 decoder and plain rotary embeddings."
+        )
+    biased = set(_ATTENTION if getattr(config, "attention_bias", False) else ())
+    if config.model_type == "qwen2":
+        biased = set(_ATTENTION) - {"o_proj"}
+    if getattr(config, "mlp_bias", False):
+        biased |= set(_MLP)
+    return DecoderShape(
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        vocab=config.vocab_size,
+        context=config.max_position_embeddings,
+        theta=float(rope.get("rope_theta") or getattr(config, "rope_theta", None) or 10000.0),
+        epsilon=config.rms_norm_eps,
+        biased=frozenset(biased),
+        mlp=config.intermediate_size,
+    )
