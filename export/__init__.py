@@ -84,4 +84,7 @@ def default_profile(device: Device) -> str:
 def _installed(package: str) -> bool:
     if package in sys.modules:
         return sys.modules[package] is not None
-    return importlib.util.find_spec(package) is not None
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ImportError:
+        return False
