@@ -66,11 +66,17 @@ def export_bundle(
         if not _installed(package):
             raise MissingExtraError(package, "export")
     from pulse_edge.export.exporter import Options, export_to_folder
+    from pulse_edge.export.source import Source
     from pulse_edge.export.weights import precision as read_precision
+    from pulse_edge.export.weights import take_integers
 
-    how = read_precision(precision or DEFAULT_PRECISION[target], target, profile or default_profile(where))
-    options = Options(target, where, how, resume, report, tick)
-    return export_to_folder(Path(checkpoint), Path(output), options, gate)
+    form = profile or default_profile(where)
+    how = read_precision(precision or DEFAULT_PRECISION[target], target, form)
+    report("reading the checkpoint")
+    source = Source(Path(checkpoint))
+    if source.bits is not None:
+        how = take_integers(how, source.bits, precision, target)
+    return export_to_folder(source, Path(output), Options(target, where, how, resume, report, tick), gate)
 
 
 def default_profile(device: Device) -> str:

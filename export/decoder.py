@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pulse_edge.contract import exact_div
 from pulse_edge.export.decoder_shape import DecoderShape
 from pulse_edge.export.onnx_writer import GraphWriter, Place
-from pulse_edge.export.weights import Precision, Weights, int4_block, linear, rows, vector
+from pulse_edge.export.weights import Precision, Weights, chosen_form, linear, rows, vector
 from pulse_edge.model.layouts import HEAD, TABLE
 
 MASKED: Final = -1e4
@@ -221,7 +221,7 @@ class _Decoder:
 
     def _linear(self, x: str, name: str) -> str:
         key = f"text.{name}.weight"
-        if self.how.bits == 4 and int4_block(self.weights.shape(key)[::-1]) is None:
+        if self.how.bits == 4 and chosen_form(self.weights, key, self.how) is None:
             self.kept.append(name)
         y = linear(self.w, x, name, self.weights, key, self.how)
         if name.rpartition(".")[2] not in self.shape.biased:

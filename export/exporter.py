@@ -56,13 +56,13 @@ class Options:
 
 
 def export_to_folder(
-    checkpoint: Path, output: Path, options: Options, gate: Callable[[Path, str], dict[str, Any]] | None
+    source: Source, output: Path, options: Options, gate: Callable[[Path, str], dict[str, Any]] | None
 ) -> dict[str, Any]:
     """Do what ``pulse_edge.export.export_bundle`` promises, once its arguments are checked."""
-    how, report = options.how, options.report
+    how, report, checkpoint = options.how, options.report, source.folder
     tokenizer, card = Tokenizer.from_folder(checkpoint), read_card(checkpoint)
-    report("reading the checkpoint")
-    source = Source(checkpoint)
+    if len(source.kinds) > 1:
+        report("weights of several types: " + ", ".join(f"{n} {kind}" for kind, n in source.kinds.items()))
     with partial_folder(output, _key(checkpoint, options), options.resume) as (folder, journal):
         plan = plan_bundle(folder, source, how)
         refuse_full_disk(folder, plan.bytes)
@@ -82,7 +82,7 @@ def export_to_folder(
         manifest = write_manifest(folder, fields)
         if gate is not None:
             report("measuring parity")
-            fields["parity"] = gate(folder, how.name)
+            fields["parity"] = gate(folder, "fp16" if how.given else how.name)
             fields["accuracy"].append({"stage": "bundle", "parity": fields["parity"]})
             manifest = write_manifest(folder, fields)
     return manifest
@@ -142,7 +142,7 @@ def _key(checkpoint: Path, options: Options) -> str:
     return fingerprint(
         {
             "files": files_of(checkpoint),
-            "options": [options.target, options.device.name, how.name, how.profile],
+            "options": [options.target, options.device.name, how.name, how.profile, how.given],
             "toolchain": _toolchain(),
         }
     )

@@ -63,9 +63,8 @@ class Source:
         settings = folder / "config.json"
         raw = read_json(settings)
         self.weights = Shards(folder)
-        stored = self.weights.stored
         try:
-            self.fields = pulse_config(raw, {name: entry.shape for name, entry in stored.items()})
+            self.fields = pulse_config(raw, self.weights.shapes)
             if not self.fields.get("vision_config"):
                 self.fields["vision_config"] = dict(_TOWER)
             self.fields["vision_config"].setdefault("model_type", _TOWER["model_type"])
@@ -107,7 +106,13 @@ class Source:
     @property
     def kinds(self) -> dict[str, int]:
         """How many weights are of each type; more than one is unusual but sound."""
-        return describe_kinds(self.weights.stored.values())
+        kinds = [entry.kind for entry in self.weights.stored.values()]
+        return describe_kinds(kinds + [f"INT{form.bits}" for form in self.weights.forms.values()])
+
+    @property
+    def bits(self) -> int | None:
+        """Fewest bits of the weights that stand as integers; None where none does."""
+        return min((form.bits for form in self.weights.forms.values()), default=None)
 
     def array(self, name: str) -> NDArray[np.float32]:
         """A whole weight as float32; only for small ones."""
@@ -119,7 +124,7 @@ class Source:
         yield from self.shape.weights()
         if self.head == HEAD:
             yield HEAD, (self.shape.vocab, self.shape.hidden)
-        if self.merge != "flat" or NEWLINE in self.weights.stored:
+        if self.merge != "flat" or NEWLINE in self.weights.shapes:
             yield NEWLINE, (self.shape.hidden,)
         width = ClipShape.read(self.fields).hidden if self.clip else self.vision["widths"][-1]
         for number, into in ((1, width), (2, self.shape.hidden)):
@@ -130,19 +135,18 @@ class Source:
             yield from ClipShape.read(self.fields).weights()
 
     def _check(self, expected: dict[str, tuple[int, ...]]) -> None:
-        folder, stored = self.folder, self.weights.stored
-        refuse(folder, "lacks", stored, expected, "Download it again, completely.")
-        given = [name for name in stored if self.clip or not name.startswith("vision.")]
+        folder, stored, shapes = self.folder, self.weights.stored, self.weights.shapes
+        refuse(folder, "lacks", shapes, expected, "Download it again, completely.")
+        given = [name for name in shapes if self.clip or not name.startswith("vision.")]
         refuse(folder, "has no use for", expected, given, "Restore its config.json.")
         for name, shape in expected.items():
-            entry = stored[name]
-            if entry.shape != shape:
+            if shapes[name] != shape:
                 raise CheckpointError(
-                    f"{folder} holds {name} of shape {list(entry.shape)}, but its config.json asks for "
+                    f"{folder} holds {name} of shape {list(shapes[name])}, but its config.json asks for "
                     f"{list(shape)}. Restore its config.json."
                 )
-            if entry.kind not in FLOATS:
+            if name in stored and stored[name].kind not in FLOATS:
                 raise CheckpointError(
-                    f"{folder} holds {name} as {entry.kind}; pulse-edge reads {', '.join(FLOATS)}. "
+                    f"{folder} holds {name} as {stored[name].kind}; pulse-edge reads {', '.join(FLOATS)}. "
                     "Convert the checkpoint to bfloat16."
                 )

@@ -83,8 +83,8 @@ def plan_bundle(folder: Path, source: Source, how: Precision) -> Plan:
     if source.clip:
         vision = plan_vision(folder / "vision.onnx", ClipShape.read(source.fields), source.weights, half)
         return Plan((vision, embed, decoder), kept, 0)
-    parts = [e for name, e in source.weights.stored.items() if name.startswith(("vision.", "projector."))]
-    values = sum(int(np.prod(entry.shape, dtype=np.int64)) for entry in parts)
+    parts = [s for name, s in source.weights.shapes.items() if name.startswith(("vision.", "projector."))]
+    values = sum(int(np.prod(shape, dtype=np.int64)) for shape in parts)
     return Plan((embed, decoder), kept, values * (2 if half else 4))
 
 

@@ -8,7 +8,7 @@ over their own integers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from pulse_edge.errors import UnknownNameError, UserError
 from pulse_edge.export.onnx_writer import INT4, GraphWriter, Kind, Place, Sink
 from pulse_edge.export.rounding import pack_pairs, round_rows, to_float16, to_float32
+from pulse_edge.model.quantized import QuantizedWeight
+from pulse_edge.model.shards import Form
 
 BITS: Final = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
 INT4_BLOCKS: Final = (128, 64)  # TensorRT takes no others; the larger is the smaller file
@@ -41,6 +43,12 @@ class Weights(Protocol):
     def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Entries ``start`` to ``stop`` along the first axis."""
 
+    def form(self, name: str) -> Form | None:
+        """How a weight stands as integers, or None where it does not."""
+
+    def integers(self, name: str, start: int, stop: int) -> QuantizedWeight:
+        """Rows ``start`` to ``stop`` of a weight that stands as integers."""
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -50,6 +58,7 @@ class Precision:
         name: fp32, fp16, int8 or int4.
         bits: of the linear layers' weights.
         compute: type of activations and of the key-value cache.
+        given: the checkpoint holds integers, which are taken as they are; its other weights stay floats.
         profile: ``trt`` writes attention, norms and rotary embedding in primitive operators;
             ``trt10.15`` and ``ort`` use those of opset 23.
     """
@@ -58,6 +67,7 @@ class Precision:
     bits: int
     compute: type[np.floating]
     profile: str = "trt"
+    given: bool = False
 
     @property
     def table(self) -> type[np.floating]:
@@ -72,7 +82,7 @@ class Precision:
     @property
     def opset(self) -> int:
         """Of the decoder's graph."""
-        return _FUSED_OPSET if self.fused else _OPSETS[self.bits]
+        return _FUSED_OPSET if self.fused else _OPSETS[4 if self.given else self.bits]
 
 
 def precision(name: str, target: str, profile: str = "trt") -> Precision:
@@ -96,6 +106,29 @@ def precision(name: str, target: str, profile: str = "trt") -> Precision:
     return Precision(name, BITS[name], np.float16 if half else np.float32, profile)
 
 
+def take_integers(how: Precision, bits: int, asked: str | None, target: str) -> Precision:
+    """Return the precision for a checkpoint that holds integers: they are taken as they are.
+
+    Args:
+        how: what it would be without.
+        bits: fewest bits of the checkpoint's integers.
+        asked: what the user asked for; fp16 and fp32 store what the integers stand for.
+        target: as for :func:`precision`.
+
+    Raises:
+        UserError: other integers are asked for.
+    """
+    held = f"int{bits}"
+    if asked is None or asked == held:
+        return replace(precision(held, target, how.profile), given=True)
+    if how.bits >= 16:
+        return how
+    raise UserError(
+        f"The checkpoint holds {held} weights, and rounding them again to {asked} would only lose. "
+        f"Use --precision {held} or fp16."
+    )
+
+
 def linear(writer: GraphWriter, x: str, name: str, weights: Weights, key: str, how: Precision) -> str:
     """Add ``x @ weight.T`` to a graph.
 
@@ -108,11 +141,9 @@ def linear(writer: GraphWriter, x: str, name: str, weights: Weights, key: str, h
         how: its precision; int4 falls back to float16 where TensorRT's rules allow none.
     """
     n, k = weights.shape(key)
-    if how.bits == 8:
-        return writer.op("MatMul", x, _quantized(writer, name, weights, key, how, k), name=name)
-    block = int4_block((k, n))
-    if how.bits == 4 and block is not None:
-        return writer.op("MatMul", x, _quantized(writer, name, weights, key, how, block), name=name)
+    form = chosen_form(weights, key, how)
+    if form is not None:
+        return writer.op("MatMul", x, _quantized(writer, name, weights, key, how, form), name=name)
     place = (f"{name}.weight", how.table, (k, n))
     stored = writer.weights(name, [place], lambda sinks: _fill_transposed(weights, key, how.table, sinks[0]))[
         0
@@ -146,36 +177,60 @@ def int4_block(shape: tuple[int, ...]) -> int | None:
     return next((b for b in INT4_BLOCKS if shape[0] % b == 0 and shape[1] % 2 == 0), None)
 
 
-def _quantized(writer: GraphWriter, name: str, weights: Weights, key: str, how: Precision, block: int) -> str:
-    """Add a matrix [K, N] as integers and scales; return the name of the dequantised one."""
+def chosen_form(weights: Weights, key: str, how: Precision) -> Form | None:
+    """How a linear layer's weight is stored as integers, or None where it stays floating point."""
+    if how.given:
+        given = weights.form(key)
+        return None if given is None or (given.bits == 4 and given.shape[0] % 2) else given
     n, k = weights.shape(key)
-    kind: Kind
-    scales: tuple[int, ...]
-    if how.bits == 8:  # per column: ONNX Runtime fuses axis 1, and TensorRT wants the axis of the outputs
-        kind, scales, form = np.int8, (n,), {"axis": 1}
-    else:
-        kind, scales, form = INT4, (k // block, n), {"axis": 0, "block_size": block}
+    if how.bits == 8:
+        return Form(8, k, False, (n, k))
+    block = int4_block((k, n)) if how.bits == 4 else None
+    return None if block is None else Form(4, block, False, (n, k))
+
+
+def _quantized(writer: GraphWriter, name: str, weights: Weights, key: str, how: Precision, form: Form) -> str:
+    """Add a matrix [K, N] as integers and scales; return the name of the dequantised one."""
+    n, k = form.shape
+    kind: Kind = np.int8 if form.bits == 8 else INT4
+    blocks: tuple[int, ...] = (k // form.group, n)
+    attributes = {"axis": 0, "block_size": form.group}
+    if form.bits == 8 and form.group == k:
+        # per column: ONNX Runtime fuses axis 1, and TensorRT wants the axis of the outputs
+        blocks, attributes = (n,), {"axis": 1}
+    tensors = [(f"{name}.integers", kind, (k, n)), (f"{name}.scale", how.compute, blocks)]
+    if form.zero:
+        tensors.append((f"{name}.zero", kind, blocks))
 
     def fill(sinks: Sequence[Sink]) -> None:
-        _fill_quantized(weights, key, how, block, sinks)
+        _fill_quantized(weights, key, how, form, sinks)
 
-    tensors = [(f"{name}.integers", kind, (k, n)), (f"{name}.scale", how.compute, scales)]
-    return writer.op("DequantizeLinear", *writer.weights(name, tensors, fill), name=f"{name}.weight", **form)
+    names = writer.weights(name, tensors, fill)
+    return writer.op("DequantizeLinear", *names, name=f"{name}.weight", **attributes)
 
 
-def _fill_quantized(weights: Weights, key: str, how: Precision, block: int, sinks: Sequence[Sink]) -> None:
-    n, k = weights.shape(key)
-    per_byte = 2 if how.bits == 4 else 1
-    scale = np.empty((k // block, n), np.float32)
+def _fill_quantized(weights: Weights, key: str, how: Precision, form: Form, sinks: Sequence[Sink]) -> None:
+    n, k = form.shape
+    scale = np.empty((k // form.group, n), np.float32)
+    zero = np.zeros(scale.shape if form.zero else (0, n), np.uint8)
 
     def convert(start: int, stop: int) -> NDArray[Any]:
-        values = to_float32(weights.rows(key, start, stop), weights.kind(key))
-        low, part = round_rows(values, block, 7 if how.bits == 4 else 127)
-        scale[:, start:stop] = part.T
-        return pack_pairs(low) if how.bits == 4 else low
+        if how.given:
+            given = weights.integers(key, start, stop)
+            low = given.integers.view(np.uint8)
+            scale[:, start:stop] = given.scale.T
+            if given.zero is not None:
+                zero[:, start:stop] = given.zero.view(np.uint8).T
+        else:
+            values = to_float32(weights.rows(key, start, stop), weights.kind(key))
+            low, part = round_rows(values, form.group, 7 if form.bits == 4 else 127)
+            scale[:, start:stop] = part.T
+        return pack_pairs(low) if form.bits == 4 else low
 
-    _fill_panels(k, n, per_byte, np.dtype(np.uint8), convert, sinks[0])
+    _fill_panels(k, n, 2 if form.bits == 4 else 1, np.dtype(np.uint8), convert, sinks[0])
     sinks[1].write(0, scale.astype(how.compute))
+    if form.zero:
+        sinks[2].write(0, pack_pairs(zero.T).T if form.bits == 4 else zero)
 
 
 def _fill_transposed(weights: Weights, key: str, kind: type[np.floating], sink: Sink) -> None:

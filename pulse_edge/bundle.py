@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from pulse_edge import interrupt
 from pulse_edge.contract import BUNDLE_SCHEMA, MANIFEST
 from pulse_edge.errors import BundleError, PulseEdgeError, UserError
 
@@ -50,6 +51,7 @@ def write_atomic(path: Path, content: bytes) -> None:
                 stream.flush()
                 os.fsync(stream.fileno())
             os.chmod(temporary, 0o644)
+            interrupt.check()
             os.replace(temporary, path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
@@ -88,6 +90,7 @@ def atomic_folder(
             work.chmod(0o755)
             yield work
             _flush(work)
+            interrupt.check()
             if path.exists():
                 old = work.with_suffix(".replaced")
                 _swap(path, work, old)

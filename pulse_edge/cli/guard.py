@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import typer
 
 from pulse_edge.cli.base import app, print_json
 from pulse_edge.errors import PulseEdgeError, UnknownNameError
+from pulse_edge.interrupt import heard
 
 TYPERS_CTRL_C = 130  # newer versions of typer swallow Ctrl-C and return this code, others raise Abort
 
@@ -23,10 +22,9 @@ def main() -> None:
 
     Exit codes: 0 done, 1 failed or interrupted, 2 the command line or an input is at fault.
     """
-    with suppress(ValueError):  # signals belong to the main thread; elsewhere the caller answers for them
-        # A service manager stops a job with SIGTERM: it cleans up as it does after Ctrl-C.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(_guard(lambda: app(standalone_mode=False)))
+    with heard():
+        code = _guard(lambda: app(standalone_mode=False))
+    sys.exit(code)
 
 
 def _guard(call: Callable[[], Any]) -> int:

@@ -20,6 +20,14 @@ from numpy.typing import NDArray
 
 from pulse_edge.errors import CheckpointError
 from pulse_edge.model.layouts import canonical, computed
+from pulse_edge.model.quantized import (
+    INTEGERS,
+    SCALE,
+    ZERO,
+    QuantizedWeight,
+    quantized_names,
+    quantized_weight,
+)
 from pulse_edge.model.weights import refuse, weight_files
 
 # Type in the file -> how numpy reads it; bfloat16, which numpy lacks, comes as its 16 bits.
@@ -30,6 +38,23 @@ TYPES: Final[dict[str, type[np.generic]]] = {
 }  # fmt: skip
 FLOATS: Final = ("BF16", "F16", "F32")
 _LONGEST_HEADER: Final = 100_000_000  # the format's own limit
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a weight [N, K] stands as integers (:mod:`.quantized`).
+
+    Attributes:
+        bits: 8 or 4.
+        group: neighbours of a row that share a scale.
+        zero: whether there are zero points.
+        shape: (N, K).
+    """
+
+    bits: int
+    group: int
+    zero: bool
+    shape: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -84,22 +109,68 @@ class Shards:
                     raise CheckpointError(f"{folder} holds {name} twice. Download it again.")
                 self.stored[canonical(name)] = entry
         refuse(folder, "lacks", seen, promised, "Download it again, completely.")
+        self.forms: dict[str, Form] = {name: self._form(name) for name in quantized_names(self.stored)}
+        self._parts = {
+            name: {
+                part: self.stored.pop(name + part)
+                for part in (INTEGERS, SCALE, ZERO)
+                if name + part in self.stored
+            }
+            for name in self.forms
+        }
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every weight by name, those that stand as integers included."""
+        plain = {name: entry.shape for name, entry in self.stored.items()}
+        return {**plain, **{name: form.shape for name, form in self.forms.items()}}
+
+    def form(self, name: str) -> Form | None:
+        """How a weight stands as integers, or None where it does not."""
+        return self.forms.get(name)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a weight."""
-        return self.stored[name].shape
+        return self.forms[name].shape if name in self.forms else self.stored[name].shape
 
     def kind(self, name: str) -> str:
-        """Type of a weight as safetensors names it; ``BF16`` comes as uint16 from :meth:`rows`."""
-        return self.stored[name].kind
+        """Type of a weight as :meth:`rows` gives it and safetensors names it; ``BF16`` comes as uint16."""
+        return "F32" if name in self.forms else self.stored[name].kind
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Read the entries ``start`` to ``stop`` along the first axis, in the type of :data:`TYPES`.
 
+        Integers come as the values that they stand for.
+
         Raises:
             CheckpointError: the file cannot be read, or became shorter.
         """
-        entry = self.stored[name]
+        if name in self.forms:
+            return self.integers(name, start, stop).dequantize()
+        return self._rows(self.stored[name], start, stop)
+
+    def integers(self, name: str, start: int, stop: int) -> QuantizedWeight:
+        """Read the rows ``start`` to ``stop`` of a weight that stands as integers.
+
+        Raises:
+            CheckpointError: the file cannot be read, or became shorter.
+        """
+        arrays = {name + part: self._rows(entry, start, stop) for part, entry in self._parts[name].items()}
+        return quantized_weight(name, arrays)
+
+    def _form(self, name: str) -> Form:
+        parts = {part: self.stored.get(name + part) for part in (INTEGERS, SCALE, ZERO)}
+        found = {name + part: entry for part, entry in parts.items() if entry is not None}
+        heights = {entry.shape[:1] for entry in found.values()}
+        few = {part: self._rows(entry, 0, min(1, *entry.shape[:1])) for part, entry in found.items()}
+        sample = quantized_weight(name, few)
+        if len(heights) != 1:
+            raise CheckpointError(
+                f"{self.folder} holds {name} in parts of different heights. Quantise it again."
+            )
+        return Form(sample.bits, sample.group, sample.zero is not None, (heights.pop()[0], sample.shape[1]))
+
+    def _rows(self, entry: Stored, start: int, stop: int) -> NDArray[Any]:
         out = np.empty((stop - start, *entry.shape[1:]), TYPES[entry.kind])
         self._read(entry, entry.offset + start * entry.row_bytes, out.reshape(-1).view(np.uint8).data)
         return out
@@ -178,9 +249,9 @@ def _cut(file: Path) -> CheckpointError:
     return CheckpointError(f"{file} is damaged or cut short. Download this file again.")
 
 
-def describe_kinds(stored: Iterable[Stored]) -> dict[str, int]:
+def describe_kinds(kinds: Iterable[str]) -> dict[str, int]:
     """How many weights there are of each type, most first."""
     counts: dict[str, int] = {}
-    for entry in stored:
-        counts[entry.kind] = counts.get(entry.kind, 0) + 1
+    for kind in kinds:
+        counts[kind] = counts.get(kind, 0) + 1
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
