@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pulse_edge.device import Device, load_device
 from pulse_edge.errors import MissingExtraError, UnknownNameError, UserError
+
+if TYPE_CHECKING:
+    from pulse_edge.export.source import Source
+    from pulse_edge.export.stream import Options
 
 TARGETS: Final = ("jetson", "onnx")
 DEFAULT_DEVICE: Final = {"jetson": "orin-nano-8gb", "onnx": "x86-cpu"}
@@ -31,6 +36,7 @@ def export_bundle(
     profile: str | None = None,
     resume: bool = False,
     tick: Callable[[int, int], None] = lambda done, total: None,
+    pages: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """Export a checkpoint to a bundle, all or nothing.
 
@@ -46,6 +52,8 @@ def export_bundle(
         profile: form of the decoder: ``trt``, ``trt10.15`` or ``ort``; what suits the device by default.
         resume: go on with what an export of the same that was killed left.
         tick: called with the bytes of weights that are written, and of all.
+        pages: real ECG pages, uint8 [H, W, 3]: on them the range of float16 is observed, and what comes near
+            its end is kept in float32; then every shape of every optimisation profile is run.
 
     Returns:
         The manifest.
@@ -56,27 +64,88 @@ def export_bundle(
         GateError: TensorRT's documents or the gate refuse the result.
         MissingExtraError: torch, transformers or onnx is not installed.
     """
+    from pulse_edge.export.exporter import export_to_folder
+
+    source, options = _prepare(checkpoint, target, device, precision, profile)
+    options = replace(options, resume=resume, pages=pages, report=report, tick=tick)
+    return export_to_folder(source, Path(output), options, gate)
+
+
+def _prepare(
+    checkpoint: Path, target: str, device: str | None, precision: str | None, profile: str | None
+) -> tuple[Source, Options]:
+    """Check what was asked for, and open the checkpoint."""
     if target not in TARGETS:
         raise UnknownNameError("target", target, TARGETS)
     where = load_device(device or DEFAULT_DEVICE[target])
     if target == "jetson" and where.kind != "jetson":
         raise UserError(f"{where.name} is not a Jetson. Use --target onnx, or another --device.")
     for package in ("onnx", "onnxscript", "torch", "transformers"):
-        # torch is not imported here: most exports never need it, and it takes 200 MB
+        # torch is not imported here: writing a CLIP model never needs it, and it takes 200 MB
         if not _installed(package):
             raise MissingExtraError(package, "export")
-    from pulse_edge.export.exporter import Options, export_to_folder
     from pulse_edge.export.source import Source
+    from pulse_edge.export.stream import Options
     from pulse_edge.export.weights import precision as read_precision
     from pulse_edge.export.weights import take_integers
 
     form = profile or default_profile(where)
     how = read_precision(precision or DEFAULT_PRECISION[target], target, form)
-    report("reading the checkpoint")
     source = Source(Path(checkpoint))
     if source.bits is not None:
         how = take_integers(how, source.bits, precision, target)
-    return export_to_folder(source, Path(output), Options(target, where, how, resume, report, tick), gate)
+    can = where.values["precisions"].value
+    if can is not None and how.name not in can:
+        raise UserError(f"{where.title} does not compute {how.name}. Use --precision {' or '.join(can)}.")
+    return source, Options(target, where, how)
+
+
+def preview(
+    checkpoint: Path,
+    output: Path,
+    target: str = "jetson",
+    device: str | None = None,
+    precision: str | None = None,
+    profile: str | None = None,
+) -> dict[str, Any]:
+    """Say what :func:`export_bundle` would write, without writing it or reading weights.
+
+    Returns:
+        ``files`` (bytes by name), ``bytes``, ``memory`` (bytes that writing and comparing whole models take,
+        about), ``memory_available``, ``parity`` (the kind that fits), ``disk_free``, ``precision``,
+        ``profile`` and ``kept_fp16``. Sizes are exact but for a vision tower that torch.onnx exports.
+
+    Raises:
+        UserError: as in :func:`export_bundle`.
+        GateError: TensorRT's documents refuse the graphs.
+    """
+    from pulse_edge.export.stream import preview_bundle
+
+    source, options = _prepare(checkpoint, target, device, precision, profile)
+    return preview_bundle(source, Path(output), options)
+
+
+def parity_memory(checkpoint: Path, folder: Path) -> int:
+    """Bytes that comparing a whole checkpoint in PyTorch with a bundle takes, about."""
+    from pulse_edge.export.stream import parity_bytes
+    from pulse_edge.model.shards import Shards
+
+    data = sum(path.stat().st_size for path in folder.glob("*.data"))
+    return parity_bytes(Shards(Path(checkpoint)).shapes, data)
+
+
+def compare_streamed(
+    checkpoint: Path, folder: Path, page: Any, limits: dict[str, float], tick: Callable[[int, int], None]
+) -> dict[str, Any]:
+    """Compare a bundle with a checkpoint that does not fit the memory: see :mod:`.streamed`."""
+    from pulse_edge.evaluate.labels import label_set
+    from pulse_edge.export.prompts import Questions
+    from pulse_edge.export.streamed import compare_streamed as compare
+    from pulse_edge.model.checkpoint import read_card
+    from pulse_edge.model.tokenizer import Tokenizer
+
+    questions = Questions.read(Tokenizer.from_folder(checkpoint), *label_set(read_card(checkpoint)))
+    return compare(checkpoint, folder, page, questions, limits, tick)
 
 
 def default_profile(device: Device) -> str:

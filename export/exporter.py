@@ -8,7 +8,6 @@ import platform
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,15 @@ import onnx
 
 from pulse_edge import contract
 from pulse_edge.bundle import sha256_file, write_atomic, write_manifest
-from pulse_edge.device import Device
 from pulse_edge.doctor import installed_version
 from pulse_edge.evaluate.labels import label_set
+from pulse_edge.export.checks import Pages, execute_profiles, keep_in_range
 from pulse_edge.export.jetson import check, write_build_files
 from pulse_edge.export.journal import Journal, files_of, fingerprint, partial_folder
 from pulse_edge.export.onnx_writer import check_graph
+from pulse_edge.export.prompts import Questions
 from pulse_edge.export.source import Source
-from pulse_edge.export.stream import Plan, plan_bundle, refuse_full_disk
-from pulse_edge.export.weights import Precision
+from pulse_edge.export.stream import Options, Plan, plan_bundle, refuse_full_disk
 from pulse_edge.model.checkpoint import load_model, read_card
 from pulse_edge.model.layouts import NEWLINE
 from pulse_edge.model.tokenizer import Tokenizer
@@ -34,33 +33,13 @@ INTENDED_USE = "Research and software testing. Not a medical device; not for dia
 MAX_NEW_TOKENS = 128
 
 
-@dataclass(frozen=True)
-class Options:
-    """What is asked of an export, checked.
-
-    Attributes:
-        target: ``jetson`` or ``onnx``.
-        device: profile of the device.
-        how: precision of the decoder.
-        resume: go on with what a killed export left.
-        report: called with the name of every step.
-        tick: called with the bytes of weights that are written, and of all.
-    """
-
-    target: str
-    device: Device
-    how: Precision
-    resume: bool = False
-    report: Callable[[str], None] = lambda step: None
-    tick: Callable[[int, int], None] = lambda done, total: None
-
-
 def export_to_folder(
     source: Source, output: Path, options: Options, gate: Callable[[Path, str], dict[str, Any]] | None
 ) -> dict[str, Any]:
     """Do what ``pulse_edge.export.export_bundle`` promises, once its arguments are checked."""
     how, report, checkpoint = options.how, options.report, source.folder
     tokenizer, card = Tokenizer.from_folder(checkpoint), read_card(checkpoint)
+    report("reading the checkpoint")
     if len(source.kinds) > 1:
         report("weights of several types: " + ", ".join(f"{n} {kind}" for kind, n in source.kinds.items()))
     with partial_folder(output, _key(checkpoint, options), options.resume) as (folder, journal):
@@ -77,6 +56,10 @@ def export_to_folder(
             write_build_files(folder, source.shape, tokens, options.device)
         fields = _fields(weights, card, source, tokenizer, options, tokens)
         fields["precision"]["decoder_kept_fp16"] = plan.kept
+        if options.pages:
+            fields["checks"] = _try_out(
+                folder, source, Questions.read(tokenizer, *label_set(card)), options, tokens
+            )
         fields["graphs"] = {path.stem: _graph(path) for path in sorted(folder.glob("*.onnx"))}
         report("hashing")
         manifest = write_manifest(folder, fields)
@@ -108,13 +91,34 @@ def _write_graphs(folder: Path, plan: Plan, source: Source, journal: Journal, op
                     os.fsync(stream.fileno())
             journal.finish(["vision.onnx"])
     options.report("checking the graphs")
+    _check_graphs(folder, options)
+    for writer in plan.writers:
+        options.report(f"{writer.name} weights")
+        journal.fill(writer, tick)
+
+
+def _try_out(
+    folder: Path, source: Source, questions: Questions, options: Options, tokens: int
+) -> dict[str, Any]:
+    """Run the bundle's graphs in ONNX Runtime; widen what overflows."""
+    found: dict[str, Any] = {}
+    if options.how.compute is np.float16:
+        options.report("observing the range of float16")
+        newline = None if source.merge == "flat" else source.array(NEWLINE)
+        pages = Pages(options.pages, questions, source.merge, newline)
+        found["fp16_range"] = keep_in_range(folder, source.shape, pages)
+        if found["fp16_range"]["kept_fp32"]:
+            _check_graphs(folder, options)
+    if options.target == "jetson":
+        found["profiles"] = execute_profiles(folder, source.shape, tokens, options.report)
+    return found
+
+
+def _check_graphs(folder: Path, options: Options) -> None:
     for path in sorted(folder.glob("*.onnx")):
         check_graph(path)
     if options.target == "jetson":
         check(folder, options.device)
-    for writer in plan.writers:
-        options.report(f"{writer.name} weights")
-        journal.fill(writer, tick)
 
 
 def write_vision(path: Path, checkpoint: Path, half: bool) -> None:
@@ -206,6 +210,7 @@ def _fields(
         "labels": labels,
         "scoring": scoring,
         "accuracy": list(card["metrics"]),
+        "checks": {},
         "parity": None,
         "toolchain": _toolchain(),
         "licences": card["licences"],

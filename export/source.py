@@ -106,7 +106,7 @@ class Source:
     @property
     def kinds(self) -> dict[str, int]:
         """How many weights are of each type; more than one is unusual but sound."""
-        kinds = [entry.kind for entry in self.weights.stored.values()]
+        kinds = [entry.kind for entry in self.weights.stored.values() if entry.kind in FLOATS]
         return describe_kinds(kinds + [f"INT{form.bits}" for form in self.weights.forms.values()])
 
     @property

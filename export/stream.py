@@ -7,23 +7,52 @@ then streamed chunk by chunk (:mod:`.onnx_writer`, :mod:`.weights`), whatever th
 from __future__ import annotations
 
 import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
+from pulse_edge.device import Device
 from pulse_edge.errors import PulseEdgeError
 from pulse_edge.export.decoder import EMBED, plan_decoder, plan_embedding
+from pulse_edge.export.jetson import check
 from pulse_edge.export.onnx_writer import GraphWriter
 from pulse_edge.export.source import Source
 from pulse_edge.export.vision import ClipShape, plan_vision
 from pulse_edge.export.weights import PANEL, Precision
+from pulse_edge.machine import available_memory
 from pulse_edge.model.layouts import HEAD
 
 _BASE: Final = 110_000_000  # the interpreter, numpy, onnx and what is read at once: see docs/export.md
 _OTHER: Final = 4_000_000  # tokenizer, manifest, licences, build files
 _TRACED: Final = 650_000_000  # torch.onnx, which traces a tower that is not CLIP's
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked of an export, checked.
+
+    Attributes:
+        target: ``jetson`` or ``onnx``.
+        device: profile of the device.
+        how: precision of the decoder.
+        resume: go on with what a killed export left.
+        pages: real ECG pages, uint8 [H, W, 3], on which ranges are observed; without them nothing is run.
+        report: called with the name of every step.
+        tick: called with the bytes of weights that are written, and of all.
+    """
+
+    target: str
+    device: Device
+    how: Precision
+    resume: bool = False
+    pages: Sequence[NDArray[np.uint8]] = ()
+    report: Callable[[str], None] = lambda step: None
+    tick: Callable[[int, int], None] = lambda done, total: None
 
 
 @dataclass(frozen=True)
@@ -44,6 +73,11 @@ class Plan:
     def weights(self) -> int:
         """Bytes of all weights that are streamed."""
         return sum(chunk.bytes for writer in self.writers for chunk in writer.chunks)
+
+    @property
+    def data(self) -> int:
+        """Bytes of all weights."""
+        return self.weights + self.traced
 
     @property
     def files(self) -> dict[str, int]:
@@ -106,3 +140,38 @@ def refuse_full_disk(folder: Path, needed: int) -> None:
             f"{free / 1e9:.2f} GB free. Nothing was written. "
             "Free some space, or choose another --output or a smaller --precision."
         )
+
+
+def parity_bytes(shapes: Mapping[str, Sequence[int]], data: int) -> int:
+    """Memory that comparing whole models takes, about.
+
+    On one side the weights in float32; on the other what ONNX Runtime makes of the bundle's, which it widens
+    on a CPU.
+
+    Args:
+        shapes: of the checkpoint's weights.
+        data: bytes of the bundle's weights.
+    """
+    return 4 * sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values()) + 3 * data
+
+
+def preview_bundle(source: Source, output: Path, options: Options) -> dict[str, Any]:
+    """Do what ``pulse_edge.export.preview`` promises, once its arguments are checked."""
+    with tempfile.TemporaryDirectory() as place:
+        plan = plan_bundle(Path(place), source, options.how)
+        if options.target == "jetson":
+            check(Path(place), options.device)
+        files, memory, data = plan.files, plan.memory, plan.data
+    there = next(folder for folder in Path(output).absolute().parents if folder.is_dir())
+    whole, free = parity_bytes(source.weights.shapes, data), available_memory()
+    return {
+        "files": files,
+        "bytes": sum(files.values()) + _OTHER,
+        "memory": {"writing": memory, "comparing": whole},
+        "memory_available": free,
+        "parity": "sessions" if whole < free else "streamed",
+        "disk_free": shutil.disk_usage(there).free,
+        "precision": options.how.name,
+        "profile": options.how.profile,
+        "kept_fp16": plan.kept,
+    }

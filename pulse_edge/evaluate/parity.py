@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -47,7 +47,8 @@ def compare(
         precision: key of :data:`LIMITS`.
 
     Returns:
-        ``pages``, ``logits_max_abs`` and ``logits_mean_abs`` behind the report question,
+        ``kind`` (``"sessions"``: whole models answered), ``pages``, ``logits_max_abs`` and
+        ``logits_mean_abs`` behind the report question,
         ``decode_logits_max_abs`` over 24 steps on the reference's own tokens, ``greedy_agreement``
         (share of those steps with the same best token), ``probability_max_abs``, ``label_flips`` (of
         how many, at 0.5), and the ``limits``.
@@ -69,6 +70,7 @@ def compare(
         flips += sum((p[name] >= 0.5) != (q[name] >= 0.5) for name in p)
         labels += len(p)
     result: dict[str, Any] = {
+        "kind": "sessions",
         "precision": precision,
         "pages": len(pages),
         "logits_max_abs": float(np.max(first)),
@@ -80,11 +82,19 @@ def compare(
         "labels": labels,
         "limits": LIMITS[precision],
     }
-    _gate(result)
+    refuse_disparity(result)
     return result
 
 
-def _gate(result: dict[str, Any]) -> None:
+def refuse_disparity(result: Mapping[str, Any]) -> None:
+    """Compare what was measured with its limits.
+
+    Args:
+        result: as :func:`compare` returns it.
+
+    Raises:
+        GateError: a limit is exceeded, or a difference is not a number.
+    """
     limits = result["limits"]
     # An overflow comes as NaN, which compares false with everything: numpy's maximum keeps it where
     # Python's max would drop it, and the comparison is written so that it fails.
