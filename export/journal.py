@@ -166,6 +166,11 @@ def _open(place: Path, key: str, resume: bool, output: Path) -> Journal:
     if not (resume and old and all((work / f"{graph}.data").is_file() for graph in listed)):
         shutil.rmtree(work, ignore_errors=True)
         file.write_text(first, encoding="utf-8")
+    for path in work.iterdir() if work.is_dir() else ():  # all but graphs is quickly made again
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif not path.name.endswith((".onnx", ".onnx.data")):
+            path.unlink()
     return Journal(file)
 
 
