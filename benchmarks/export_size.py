@@ -2,8 +2,8 @@
 
     python benchmarks/make_checkpoint.py /big/pulse7b
     python benchmarks/make_checkpoint.py /big/pulse1b --size 1b --plain /big/llama1b
-    python benchmarks/export_size.py --full /big/pulse7b --small /big/pulse1b --plain /big/llama1b --work /big \
-        [--optimum PYTHON] [--genai PYTHON]
+    python benchmarks/export_size.py --full /big/pulse7b --small /big/pulse1b \
+        --plain /big/llama1b --work /big [--optimum PYTHON] [--genai PYTHON]
 
 Each exporter runs in a process of its own, with an interpreter of its own where it wants other versions
 (``--optimum``: optimum-onnx 0.1.0 with transformers 4.57.6; ``--genai``: onnxruntime-genai 0.14.1). The peak

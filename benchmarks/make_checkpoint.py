@@ -181,6 +181,12 @@ def config(size: dict[str, Any], layout: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def copy_tokenizer(folder: Path) -> None:
+    """Give a checkpoint pulse-nano's tokenizer; its ids are valid for any larger vocabulary."""
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        shutil.copyfile(TOKENIZER / name, folder / name)
+
+
 def main() -> None:
     """Write what is asked for."""
     parser = argparse.ArgumentParser(description="Write a checkpoint of PULSE-7B's shapes.")
@@ -197,11 +203,11 @@ def main() -> None:
     args.folder.mkdir(parents=True)
     write(args.folder, shapes, size["shard"])
     (args.folder / "config.json").write_text(json.dumps(config(size, args.layout), indent=1))
-    for name in ("tokenizer.model", "tokenizer_config.json"):
-        shutil.copyfile(TOKENIZER / name, args.folder / name)
+    copy_tokenizer(args.folder)
     if args.plain is not None:
         args.plain.mkdir(parents=True)
         write(args.plain, language, 1e15)
+        copy_tokenizer(args.plain)
         plain = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "torch_dtype": "bfloat16"}
         (args.plain / "config.json").write_text(json.dumps({**plain, **text_fields(size)}, indent=1))
 

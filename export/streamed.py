@@ -222,6 +222,7 @@ def compare_streamed(
 
     expected, features = answers(reference, tiles, place, questions, count_up)
     found, ours = answers(candidate, tiles, place, questions, count_up)
+    tokens = len(visual_tokens(features, count, size, merge, newline, None))
     gaps = [np.abs(a - b) for a, b in zip(expected, found, strict=True)]
     steps = len(questions.answer)
     chances = [[_chance(logits, questions) for logits in side[steps + 1 :]] for side in (expected, found)]
@@ -230,10 +231,7 @@ def compare_streamed(
     return {
         "kind": "streamed",
         "pages": 1,
-        "visual_tokens": [
-            min(VISUAL, features.shape[0] * features.shape[1]),
-            len(features) * features.shape[1],
-        ],
+        "visual_tokens": [min(VISUAL, tokens), tokens],
         "features_max_abs": float(np.abs(features - ours).max() / np.ptp(features)),
         "logits_max_abs": float(np.max(gaps[0])),
         "logits_mean_abs": float(np.mean(gaps[0])),
