@@ -95,7 +95,7 @@ def _prepare(
     if source.bits is not None:
         how = take_integers(how, source.bits, precision, target)
     can = where.values["precisions"].value
-    if can is not None and how.name not in can:
+    if target == "jetson" and can is not None and how.name not in can:
         raise UserError(f"{where.title} does not compute {how.name}. Use --precision {' or '.join(can)}.")
     return source, Options(target, where, how)
 

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from pulse_edge.cli import doctor, evaluate, export, run, train, verify  # noqa: F401 - each registers itself
+from pulse_edge.cli import (  # noqa: F401 - each registers itself
+    build,
+    bundle,
+    doctor,
+    evaluate,
+    export,
+    plan,
+    quantize,
+    run,
+    train,
+    verify,
+)
 from pulse_edge.cli.base import app
 from pulse_edge.cli.guard import main
 

@@ -59,9 +59,16 @@ def _guard(call: Callable[[], Any]) -> int:
 
 def _usage(message: str) -> str:
     if message.startswith("No such command"):
-        names = [c.name or getattr(c.callback, "__name__", "") for c in app.registered_commands]
-        return str(UnknownNameError("command", message.split("'")[1], names))
+        return str(UnknownNameError("command", message.split("'")[1], _verbs(sys.argv[1:2])))
     return f"{_sentence(message)} See: pulse-edge --help"
+
+
+def _verbs(first: list[str]) -> list[str]:
+    """The commands that could have been meant: of a group, if the first word names one."""
+    groups = {group.name: group.typer_instance for group in app.registered_groups if group.typer_instance}
+    named = next((groups[word] for word in first if word in groups), None)
+    names = [c.name or getattr(c.callback, "__name__", "") for c in (named or app).registered_commands]
+    return names if named else [*names, *(name for name in groups if isinstance(name, str))]
 
 
 def _sentence(text: str) -> str:

@@ -18,6 +18,8 @@ def run(
     ask: Annotated[str | None, typer.Option(help="A question; by default a report.")] = None,
     labels: Annotated[bool, typer.Option("--labels", help="Score the label set.")] = False,
     max_new_tokens: Annotated[int | None, typer.Option(help="Bound of the answer.")] = None,
+    require_key: Annotated[Path | None, typer.Option(help="Public key that must have signed it.")] = None,
+    runtime: Annotated[str | None, typer.Option(help="onnx or tensorrt; by default what fits.")] = None,
     as_json: Json = False,
 ) -> None:
     """Ask a model about one ECG."""
@@ -26,8 +28,13 @@ def run(
     def show(piece: str) -> None:
         typer.echo(piece, nl=False)
 
+    def explain(runtime: str) -> None:
+        if "," in runtime:  # another one than the bundle was made for, and why
+            typer.echo(f"pulse-edge: runs in {runtime}", err=True)
+
+    on_text = (lambda piece: None) if as_json else show
     result = commands.run(
-        bundle, image, record, ask, labels, max_new_tokens, (lambda piece: None) if as_json else show
+        bundle, image, record, ask, labels, max_new_tokens, require_key, runtime, on_text, explain
     )
     if as_json:
         print_json(result)

@@ -12,12 +12,14 @@ from pulse_edge.cli.base import Json, app, print_json
 
 @app.command()
 def verify(
-    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")], as_json: Json = False
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    key: Annotated[Path | None, typer.Option(help="Public key that must have signed it.")] = None,
+    as_json: Json = False,
 ) -> None:
-    """Check every file of a bundle against its manifest."""
+    """Check every file of a bundle against its manifest, and its signature."""
     from pulse_edge import commands
 
-    result = commands.verify(bundle)
+    result = commands.verify(bundle, key)
     if as_json:
         print_json(result)
     else:

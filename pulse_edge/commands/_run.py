@@ -16,7 +16,10 @@ def run(
     ask: str | None = None,
     labels: bool = False,
     max_new_tokens: int | None = None,
+    require_key: Path | None = None,
+    runtime: str | None = None,
     on_text: Callable[[str], None] = lambda piece: None,
+    report: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Ask a model about one ECG.
 
@@ -28,7 +31,10 @@ def run(
             labels are scored too.
         labels: score the label set.
         max_new_tokens: bound of the answer.
+        require_key: public key that must have signed the bundle; see ``runtimes.load.load``.
+        runtime: ``onnx`` or ``tensorrt``; by default what the bundle has engines for.
         on_text: called with every piece of the answer as it comes.
+        report: called with what runs the model, and why.
 
     Returns:
         ``{"text", "labels", "timing_ms": {"preprocess", "vision", "prefill", "decode_per_token"}}``;
@@ -48,7 +54,8 @@ def run(
     from pulse_edge.runtimes.load import load
 
     page = _page(image, record)
-    session = load(bundle)
+    session = load(bundle, require_key=require_key, runtime=runtime)
+    report(session.runtime)
     both = ask is None and not labels
     text = ""
     scores: dict[str, float] = {}
