@@ -16,8 +16,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from pulse_edge.bundle import need_space
 from pulse_edge.device import Device
-from pulse_edge.errors import PulseEdgeError
 from pulse_edge.export.decoder import EMBED, plan_decoder, plan_embedding
 from pulse_edge.export.jetson import check
 from pulse_edge.export.onnx_writer import GraphWriter
@@ -133,13 +133,7 @@ def refuse_full_disk(folder: Path, needed: int) -> None:
         PulseEdgeError: the disk has not enough space.
     """
     there = sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
-    free = shutil.disk_usage(folder).free + there
-    if free < needed:
-        raise PulseEdgeError(
-            f"The bundle takes {needed / 1e9:.2f} GB, but the disk of {folder.parent.parent} has "
-            f"{free / 1e9:.2f} GB free. Nothing was written. "
-            "Free some space, or choose another --output or a smaller --precision."
-        )
+    need_space(folder, needed - there, "The bundle")
 
 
 def parity_bytes(shapes: Mapping[str, Sequence[int]], data: int) -> int:

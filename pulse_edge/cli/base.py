@@ -43,7 +43,14 @@ def print_json(result: dict[str, Any]) -> None:
 
 
 @contextmanager
-def steps(shown: bool) -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
+def steps(shown: bool) -> Iterator[Callable[[str], None]]:
+    """Show the present step of a long job on a terminal."""
+    with progress(shown) as (report, _):
+        yield report
+
+
+@contextmanager
+def progress(shown: bool) -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
     """Show the present step of a long job on a terminal, how far it is and the time left.
 
     Yields:
@@ -62,11 +69,11 @@ def steps(shown: bool) -> Iterator[tuple[Callable[[str], None], Callable[[int, i
         TaskProgressColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("starting", total=None)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown_bar:
+        task = shown_bar.add_task("starting", total=None)
         yield (
-            lambda step: progress.update(task, description=step),
-            lambda done, total: progress.update(task, completed=done, total=total),
+            lambda step: shown_bar.update(task, description=step),
+            lambda done, total: shown_bar.update(task, completed=done, total=total),
         )
 
 

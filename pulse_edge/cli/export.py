@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pulse_edge.cli.base import Json, app, print_json, steps
+from pulse_edge.cli.base import Json, app, print_json, progress
 
 
 @app.command()
@@ -26,7 +26,7 @@ def export(
     """Export a model to a bundle that a device runs, and measure its parity."""
     from pulse_edge import commands
 
-    with steps(not as_json) as (report, tick):
+    with progress(not as_json) as (report, tick):
         result = commands.export(
             target, model, device, precision, output, force, profile, resume, dry_run, report, tick
         )

@@ -180,11 +180,9 @@ def test_mixed_types_are_said_and_converted_each_on_its_own(clip_checkpoint, lla
 
 def test_too_little_disk_is_said_before_a_weight_is_read(llava, tmp_path, monkeypatch) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(stream.shutil, "disk_usage", lambda place: usage(10**9, 10**9 - 1000, 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(10**9, 10**9 - 1000, 1000))
     monkeypatch.setattr(stream.GraphWriter, "fill", lambda *_: pytest.fail("weights were written"))
-    with pytest.raises(
-        PulseEdgeError, match=r"takes 0\.\d+ GB, but the disk of .* has 0\.00 GB free\. Nothing"
-    ):
+    with pytest.raises(PulseEdgeError, match=r"The bundle needs \d+ MB, but the disk of .* has 0 MB free"):
         export_bundle(llava, tmp_path / "out", "jetson")
     assert list(tmp_path.iterdir()) == []
 
