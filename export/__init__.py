@@ -64,9 +64,9 @@ def export_bundle(
         GateError: TensorRT's documents or the gate refuse the result.
         MissingExtraError: torch, transformers or onnx is not installed.
     """
+    source, options = _prepare(checkpoint, target, device, precision, profile)
     from pulse_edge.export.exporter import export_to_folder
 
-    source, options = _prepare(checkpoint, target, device, precision, profile)
     options = replace(options, resume=resume, pages=pages, report=report, tick=tick)
     return export_to_folder(source, Path(output), options, gate)
 
@@ -119,9 +119,9 @@ def preview(
         UserError: as in :func:`export_bundle`.
         GateError: TensorRT's documents refuse the graphs.
     """
+    source, options = _prepare(checkpoint, target, device, precision, profile)
     from pulse_edge.export.stream import preview_bundle
 
-    source, options = _prepare(checkpoint, target, device, precision, profile)
     return preview_bundle(source, Path(output), options)
 
 
