@@ -84,17 +84,26 @@ def _write_graphs(folder: Path, plan: Plan, source: Source, journal: Journal, op
         writer.reserve()
     if not source.clip:
         options.report("vision graph")
-        if "vision.onnx" not in journal.done:
-            write_vision(folder / "vision.onnx", source.folder, options.how.compute is np.float16)
-            for name in ("vision.onnx", "vision.onnx.data"):
-                with (folder / name).open("rb") as stream:
-                    os.fsync(stream.fileno())
-            journal.finish(["vision.onnx"])
+        _trace_vision(folder, source, journal, options.how.compute is np.float16)
     options.report("checking the graphs")
     _check_graphs(folder, options)
     for writer in plan.writers:
         options.report(f"{writer.name} weights")
         journal.fill(writer, tick)
+
+
+def _trace_vision(folder: Path, source: Source, journal: Journal, half: bool) -> None:
+    """Write the graph and weights of a tower that is not CLIP's, or take them as they were written before."""
+    graph, kept = folder / "vision.onnx", folder.parent / "vision.onnx"
+    if graph.name in journal.done:
+        shutil.copyfile(kept, graph)  # which may have been widened since
+        return
+    write_vision(graph, source.folder, half)
+    shutil.copyfile(graph, kept)
+    for path in (graph, kept, folder / "vision.onnx.data"):
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+    journal.finish([graph.name])
 
 
 def _try_out(

@@ -183,3 +183,22 @@ def test_two_exports_do_not_write_one_bundle(llava, tmp_path) -> None:
     export_bundle(llava, tmp_path / "out", "jetson", report=second)
     assert tried
     assert verify_bundle(tmp_path / "out") == []
+
+
+def test_a_traced_tower_is_not_traced_again(checkpoint, tmp_path, monkeypatch) -> None:
+    """Nor is it taken as it was after its range was observed, but as it was written."""
+    from pulse_edge.export import exporter
+
+    export_bundle(checkpoint, tmp_path / "whole", "jetson")
+
+    def stop(step):
+        if step == "hashing":
+            graph = partial_place(tmp_path / "out") / "bundle/vision.onnx"
+            graph.write_bytes(graph.read_bytes() + b"\x0a\x00")
+            raise KeyboardInterrupt
+
+    with pytest.raises(PulseEdgeError, match="is kept in"):
+        export_bundle(checkpoint, tmp_path / "out", "jetson", resume=True, report=stop)
+    monkeypatch.setattr(exporter, "write_vision", lambda *_: pytest.fail("it was traced again"))
+    export_bundle(checkpoint, tmp_path / "out", "jetson", resume=True)
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
