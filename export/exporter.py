@@ -47,7 +47,7 @@ def export_to_folder(
         refuse_full_disk(folder, plan.bytes)
         with ThreadPoolExecutor(1) as thread:
             hashes = thread.submit(_hashes, checkpoint)
-            _write_graphs(folder, plan, source, journal, options)
+            known = _write_graphs(folder, plan, source, journal, options)
             weights = hashes.result()
         if plan.kept:
             report(f"int4 does not fit {len(plan.kept)} layer(s), which stay in fp16")
@@ -62,17 +62,20 @@ def export_to_folder(
             )
         fields["graphs"] = {path.stem: _graph(path) for path in sorted(folder.glob("*.onnx"))}
         report("hashing")
-        manifest = write_manifest(folder, fields)
+        manifest = write_manifest(folder, fields, known)
         if gate is not None:
             report("measuring parity")
             fields["parity"] = gate(folder, "fp16" if how.given else how.name)
             fields["accuracy"].append({"stage": "bundle", "parity": fields["parity"]})
-            manifest = write_manifest(folder, fields)
+            known = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+            manifest = write_manifest(folder, fields, known)
     return manifest
 
 
-def _write_graphs(folder: Path, plan: Plan, source: Source, journal: Journal, options: Options) -> None:
-    """Check the graphs before a weight is read, then write the weights."""
+def _write_graphs(
+    folder: Path, plan: Plan, source: Source, journal: Journal, options: Options
+) -> dict[str, str]:
+    """Check the graphs before a weight is read, then write the weights; return the hashes that are known."""
     done = 0
 
     def tick(size: int) -> None:
@@ -87,9 +90,11 @@ def _write_graphs(folder: Path, plan: Plan, source: Source, journal: Journal, op
         _trace_vision(folder, source, journal, options.how.compute is np.float16)
     options.report("checking the graphs")
     _check_graphs(folder, options)
+    known = {}
     for writer in plan.writers:
         options.report(f"{writer.name} weights")
-        journal.fill(writer, tick)
+        known[writer.data.name] = journal.fill(writer, tick)
+    return {name: digest for name, digest in known.items() if digest is not None}
 
 
 def _trace_vision(folder: Path, source: Source, journal: Journal, half: bool) -> None:

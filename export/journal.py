@@ -51,12 +51,15 @@ class Journal:
             stream.flush()
             os.fsync(stream.fileno())
 
-    def fill(self, writer: GraphWriter, tick: Any = lambda size: None) -> None:
+    def fill(self, writer: GraphWriter, tick: Any = lambda size: None) -> str | None:
         """Make a graph's weights, those that are not finished, and flush them to the disk meanwhile.
 
         Args:
             writer: of the graph.
             tick: called with the bytes of every chunk, also of those that were there.
+
+        Returns:
+            As ``GraphWriter.fill``.
         """
         start = f"{writer.path.name}/"
         skip = frozenset(name.removeprefix(start) for name in self.done if name.startswith(start))
@@ -80,7 +83,7 @@ class Journal:
                 if last and flush is not None:  # before the file is closed
                     flush.result()
 
-            writer.fill(finished, skip)
+            return writer.fill(finished, skip)
 
 
 def fingerprint(inputs: Mapping[str, Any]) -> str:

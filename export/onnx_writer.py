@@ -8,6 +8,7 @@ same bytes.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,16 +46,40 @@ class Place:
     bytes: int
 
 
+class RunningHash:
+    """SHA-256 of a file that is written in order, with zeros between its weights.
+
+    Hashing while the bytes are at hand spares reading the file again, which a disk may take long for.
+    """
+
+    def __init__(self) -> None:
+        self._sha, self._end, self._ordered = hashlib.sha256(), 0, True
+
+    def see(self, at: int, view: memoryview) -> None:
+        """Take note of what was written at a place."""
+        gap = at - self._end
+        self._ordered = self._ordered and 0 <= gap < ALIGNMENT
+        if self._ordered:
+            self._sha.update(b"\0" * gap)
+            self._sha.update(view)
+            self._end = at + len(view)
+
+    def result(self, size: int) -> str | None:
+        """The hash of a file of ``size`` bytes, or None where it was not written whole and in order."""
+        return self._sha.hexdigest() if self._ordered and self._end == size else None
+
+
 class Sink:
     """Writes one weight at its place.
 
     Args:
         handle: of the data file.
         place: of the weight.
+        hashed: takes note of what is written.
     """
 
-    def __init__(self, handle: int, place: Place) -> None:
-        self._handle, self._place, self.name = handle, place, place.name
+    def __init__(self, handle: int, place: Place, hashed: RunningHash) -> None:
+        self._handle, self._place, self._hashed, self.name = handle, place, hashed, place.name
 
     def write(self, at: int, array: NDArray[Any]) -> None:
         """Write an array at byte ``at`` of the weight.
@@ -91,6 +116,7 @@ class Sink:
 
     def _put(self, at: int, array: NDArray[Any]) -> None:
         view, at = array.reshape(-1).view(np.uint8).data, self._place.offset + at
+        self._hashed.see(at, view)
         while view:
             written = os.pwrite(self._handle, view, at)
             view, at = view[written:], at + written
@@ -216,22 +242,27 @@ class GraphWriter:
         self,
         finished: Callable[[str, int], None] = lambda name, handle: None,
         skip: frozenset[str] = frozenset(),
-    ) -> None:
+    ) -> str | None:
         """Make the weights, in their order.
 
         Args:
             finished: called with the name of every chunk once it is written, and the file's handle.
             skip: chunks that are there already.
 
+        Returns:
+            SHA-256 of the data file, or None where it was not written from end to end.
+
         Raises:
             CheckpointError: a weight is not finite in its precision.
         """
         self.reserve()
+        hashed = RunningHash()
         with self.data.open("r+b", buffering=0) as stream:
             for chunk in self.chunks:
                 if chunk.name not in skip:
-                    chunk.fill([Sink(stream.fileno(), place) for place in chunk.places])
+                    chunk.fill([Sink(stream.fileno(), place, hashed) for place in chunk.places])
                 finished(chunk.name, stream.fileno())
+        return hashed.result(self.size)
 
     def _place(self, name: str, kind: Kind, shape: Sequence[int]) -> Place:
         count = int(np.prod(shape, dtype=np.int64))

@@ -75,3 +75,37 @@ def test_the_limit_would_stop_what_holds_the_checkpoint(checkpoint, tmp_path) ->
     assert done.returncode != 0
     assert "MemoryError" in done.stderr
     assert run(checkpoint, tmp_path / "out", "load", room=10 * ROOM).returncode == 0
+
+
+@linux
+def test_the_embedding_table_is_mapped_not_read(tmp_path) -> None:
+    """ONNX Runtime maps the file: a table of 131 MB costs what is looked up."""
+    script = """
+import sys
+from pathlib import Path
+import numpy as np, onnxruntime
+from pulse_edge.export.decoder import plan_embedding
+from pulse_edge.export.weights import precision
+
+class Table:
+    shape = staticmethod(lambda name: (32000, 2048))
+    kind = staticmethod(lambda name: "F16")
+    form = staticmethod(lambda name: None)
+    rows = staticmethod(lambda name, start, stop: np.full((stop - start, 2048), 0.5, np.float16))
+
+def own():
+    text = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("RssAnon:")) * 1024
+
+writer, _ = plan_embedding(Path(sys.argv[1]), Table(), precision("fp16", "jetson"))
+writer.fill()
+before = own()
+session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+assert session.run(None, {"input_ids": np.array([[1, 31999]])})[0].max() == 0.5
+print(own() - before)
+"""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", script, str(tmp_path / "embed.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 32e6
