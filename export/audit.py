@@ -78,13 +78,16 @@ def twin(model: onnx.ModelProto) -> onnx.ModelProto:
 def observed(part: onnx.ModelProto, types: Mapping[str, str]) -> tuple[onnx.ModelProto, list[str]]:
     """The float32 twin of a part, with one more output for the peak of each tensor that was float16."""
     names = [n for node in part.graph.node for n in node.output if types.get(n) == "FLOAT16"]
-    wide = twin(part)
-    for name in names:
-        wide.graph.node.append(helper.make_node("Abs", [name], [f"{name}/abs"], name=f"{name}/abs"))
-        wide.graph.node.append(
-            helper.make_node("ReduceMax", [f"{name}/abs"], [name + _PEAK], name=name + _PEAK, keepdims=0)
-        )
-        wide.graph.output.append(helper.make_tensor_value_info(name + _PEAK, TensorProto.FLOAT, []))
+    wide, nodes = twin(part), []
+    for node in wide.graph.node:
+        nodes.append(node)
+        for name in set(node.output) & set(names):  # directly behind it, so that it need not be kept
+            size, peak = f"{name}/abs", name + _PEAK
+            nodes.append(helper.make_node("Abs", [name], [size], name=size))
+            nodes.append(helper.make_node("ReduceMax", [size], [peak], name=peak, keepdims=0))
+            wide.graph.output.append(helper.make_tensor_value_info(peak, TensorProto.FLOAT, []))
+    del wide.graph.node[:]
+    wide.graph.node.extend(nodes)
     return wide, names
 
 

@@ -1,7 +1,7 @@
 """Parts of an ONNX graph that run on their own, so that a graph larger than the memory can be run at all.
 
-A decoder is cut behind its layers: each part holds one layer's weights, read from the bundle's own data
-file, and hands its output to the next.
+A decoder or a CLIP tower is cut behind its layers: each part holds one layer's weights, read from the
+bundle's own data file, and hands its output to the next.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 from pulse_edge.errors import GateError
 from pulse_edge.export.onnx_writer import infer
 
-_LAYER: Final = re.compile(r"layers\.\d+\.out")
+_LAYER: Final = re.compile(r"(encoder\.)?layers\.\d+\.out")
 # ORT quantises activations to int8 behind 4-bit weights unless told not to.
 _EXACT: Final = ("session.qdq_matmulnbits_accuracy_level", "0")
 _DATA: Final = "session.model_external_initializers_file_folder_path"
@@ -70,20 +70,18 @@ class Graph:
         )
 
     def parts(self) -> Iterator[tuple[list[str], list[str]]]:
-        """Inputs and outputs of the parts between the layers of a decoder: the cut tensor first, then caches.
+        """Inputs and outputs of the parts between the layers: the cut tensor first, then a decoder's caches.
 
         A graph without layers is one part.
         """
         cuts = [n.output[0] for n in self.model.graph.node if _LAYER.fullmatch(n.output[0])]
         ends = [value.name for value in self.model.graph.output]
-        if "logits" not in ends:
-            yield [], ends
-            return
         before: list[str] = []
         for i, cut in enumerate(cuts):
-            yield before, [cut, f"present.{i}.key", f"present.{i}.value"]
+            caches = [name for name in (f"present.{i}.key", f"present.{i}.value") if name in ends]
+            yield before, [cut, *caches]
             before = [cut]
-        yield before, ["logits"]
+        yield before, [name for name in ends if not cuts or not name.startswith("present.")]
 
 
 def open_model(model: onnx.ModelProto, folder: Path) -> Any:
@@ -99,6 +97,8 @@ def open_model(model: onnx.ModelProto, folder: Path) -> Any:
     options.add_session_config_entry(*_EXACT)
     options.add_session_config_entry(_DATA, str(folder.resolve()))
     options.enable_cpu_mem_arena = False  # a part is run once or twice: memory goes back at once
+    # In the order of the file: what looks at a tensor runs before the next is made.
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     try:
         return onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
