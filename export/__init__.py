@@ -1,11 +1,12 @@
 """Export checkpoints to bundles that devices run; `pulse-edge export` calls :func:`export_bundle`.
 
-torch and onnx are imported when an export starts, not when this package is.
+torch, onnx and coremltools are imported when an export starts, not when this package is.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,9 +20,18 @@ if TYPE_CHECKING:
     from pulse_edge.export.source import Source
     from pulse_edge.export.stream import Options
 
-TARGETS: Final = ("jetson", "onnx")
-DEFAULT_DEVICE: Final = {"jetson": "orin-nano-8gb", "onnx": "x86-cpu"}
-DEFAULT_PRECISION: Final = {"jetson": "fp16", "onnx": "fp32"}
+logging.getLogger("coremltools").setLevel(logging.ERROR)  # it tells of versions when it is imported
+
+# What a target needs, and the extra that brings it.
+_NEEDS: Final = {
+    "jetson": (("torch", "transformers", "onnx", "onnxscript"), "export"),
+    "onnx": (("torch", "transformers", "onnx", "onnxscript"), "export"),
+    "coreml": (("torch", "transformers", "coremltools"), "coreml"),
+}
+TARGETS: Final = tuple(_NEEDS)
+DEFAULT_DEVICE: Final = {"jetson": "orin-nano-8gb", "onnx": "x86-cpu", "coreml": "iphone-15-pro"}
+DEFAULT_PRECISION: Final = {"jetson": "fp16", "onnx": "fp32", "coreml": "fp16"}
+KINDS: Final = {"jetson": ("jetson",), "coreml": ("iphone", "ipad", "mac")}  # of devices, by target
 Gate = Callable[[Path, str], dict[str, Any]]
 
 
@@ -43,9 +53,9 @@ def export_bundle(
     Args:
         checkpoint: folder in any layout that `model.checkpoint` reads.
         output: folder of the bundle, replaced if it exists.
-        target: ``jetson`` or ``onnx``.
+        target: ``jetson``, ``onnx`` or ``coreml``.
         device: name of a profile in devices/; the target's usual one by default.
-        precision: fp32, fp16, int8 or int4; the target's usual one by default.
+        precision: fp32, fp16, int8, int4 or, for Core ML, palette4; the target's usual one by default.
         gate: called with the complete bundle, before it gets its name, and the precision; what it
             returns is the manifest's ``parity``. It raises GateError to refuse the bundle.
         report: called with the name of every step, for progress.
@@ -61,33 +71,75 @@ def export_bundle(
     Raises:
         UnknownNameError: unknown target, device or precision.
         UserError: the precision does not fit the target, or the checkpoint is not usable.
+        FitError: the device has no memory for the model.
         GateError: TensorRT's documents or the gate refuse the result.
-        MissingExtraError: torch, transformers or onnx is not installed.
+        MissingExtraError: torch, transformers, onnx or coremltools is not installed.
     """
-    source, options = _prepare(checkpoint, target, device, precision, profile)
+    where = _place(target, device)
+    if target == "coreml":
+        if resume or profile is not None:
+            raise UserError("--resume and --profile are for the targets jetson and onnx. Leave them out.")
+        return _export_coreml(Path(checkpoint), Path(output), where, precision, gate, report)
+    source, options = _prepare(checkpoint, target, where, precision, profile)
     from pulse_edge.export.exporter import export_to_folder
 
     options = replace(options, resume=resume, pages=pages, report=report, tick=tick)
     return export_to_folder(source, Path(output), options, gate)
 
 
-def _prepare(
-    checkpoint: Path, target: str, device: str | None, precision: str | None, profile: str | None
-) -> tuple[Source, Options]:
-    """Check what was asked for, and open the checkpoint."""
+def _place(target: str, device: str | None) -> Device:
+    """Check the target, that the device is one of its, and that what it needs is installed."""
     if target not in TARGETS:
         raise UnknownNameError("target", target, TARGETS)
     where = load_device(device or DEFAULT_DEVICE[target])
-    if target == "jetson" and where.kind != "jetson":
-        raise UserError(f"{where.name} is not a Jetson. Use --target onnx, or another --device.")
-    for package in ("onnx", "onnxscript", "torch", "transformers"):
+    if target in KINDS and where.kind not in KINDS[target]:
+        known = " or ".join(KINDS[target])
+        raise UserError(
+            f"{where.name} is a device of the kind {where.kind}, and the target {target} is for {known}. "
+            "Use another --target, or another --device."
+        )
+    packages, extra = _NEEDS[target]
+    for package in packages:
         # torch is not imported here: writing a CLIP model never needs it, and it takes 200 MB
         if not _installed(package):
-            raise MissingExtraError(package, "export")
+            raise MissingExtraError(package, extra)
+    return where
+
+
+def _export_coreml(
+    checkpoint: Path,
+    output: Path,
+    where: Device,
+    precision: str | None,
+    gate: Gate | None,
+    report: Callable[[str], None],
+) -> dict[str, Any]:
+    from pulse_edge.export.coreml.bundle import export_to_folder
+    from pulse_edge.export.weights import precision as read_precision
+    from pulse_edge.fit import require_fit
+
+    how = read_precision(precision or _usual_precision(checkpoint), "coreml")
+    require_fit(checkpoint, where.name, f"int{how.bits}" if how.bits < 16 else how.name, "coreml")
+    return export_to_folder(checkpoint, output, "coreml", where, how, gate, report)
+
+
+def _usual_precision(checkpoint: Path) -> str:
+    """Core ML's usual precision, or that of the integers which the checkpoint holds."""
+    from pulse_edge.model.shards import Shards
+
+    bits = {form.bits for form in Shards(checkpoint).forms.values()}
+    return f"int{min(bits)}" if bits else DEFAULT_PRECISION["coreml"]
+
+
+def _prepare(
+    checkpoint: Path, target: str, where: Device, precision: str | None, profile: str | None
+) -> tuple[Source, Options]:
+    """Read the precision, and open the checkpoint."""
     from pulse_edge.export.source import Source
     from pulse_edge.export.stream import Options
     from pulse_edge.export.weights import precision as read_precision
     from pulse_edge.export.weights import take_integers
+    from pulse_edge.fit import require_fit
 
     form = profile or default_profile(where)
     how = read_precision(precision or DEFAULT_PRECISION[target], target, form)
@@ -97,6 +149,7 @@ def _prepare(
     can = where.values["precisions"].value
     if target == "jetson" and can is not None and how.name not in can:
         raise UserError(f"{where.title} does not compute {how.name}. Use --precision {' or '.join(can)}.")
+    require_fit(Path(checkpoint), where.name, f"int{how.bits}" if how.bits < 16 else how.name, target)
     return source, Options(target, where, how)
 
 
@@ -119,7 +172,10 @@ def preview(
         UserError: as in :func:`export_bundle`.
         GateError: TensorRT's documents refuse the graphs.
     """
-    source, options = _prepare(checkpoint, target, device, precision, profile)
+    where = _place(target, device)
+    if target == "coreml":
+        raise UserError("--dry-run is for the targets jetson and onnx. Leave it out.")
+    source, options = _prepare(checkpoint, target, where, precision, profile)
     from pulse_edge.export.stream import preview_bundle
 
     return preview_bundle(source, Path(output), options)

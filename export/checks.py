@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from pulse_edge.errors import GateError
 from pulse_edge.export.audit import LARGEST, MARGIN, Danger, dangers, keep_wide, peaks
-from pulse_edge.export.decoder_shape import DecoderShape
 from pulse_edge.export.jetson import KINDS, profiles
 from pulse_edge.export.prompts import Questions, text_tokens, tiles_of, visual_tokens
+from pulse_edge.export.shape import DecoderShape
 from pulse_edge.export.slices import Graph, open_model, run
 from pulse_edge.machine import available_memory
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pulse_edge.contract import exact_div
-from pulse_edge.export.decoder_shape import DecoderShape
+from pulse_edge.export.linear import chosen_form, linear, rows, vector
 from pulse_edge.export.onnx_writer import GraphWriter, Place
-from pulse_edge.export.weights import Precision, Weights, chosen_form, linear, rows, vector
+from pulse_edge.export.shape import DecoderShape, rotary_tables
+from pulse_edge.export.weights import Precision, Weights
 from pulse_edge.model.layouts import HEAD, TABLE
 
 MASKED: Final = -1e4
@@ -234,18 +234,6 @@ class _Decoder:
 
     def _narrow(self, x: str, name: str) -> str:
         return x if self.compute is np.float32 else self.w.cast(x, self.compute, name)
-
-
-def rotary_tables(shape: DecoderShape) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return cosine and sine, float32 [context, head_dim].
-
-    Angles are rounded to float32, as in the models' training; in float16 they are wrong from position
-    2,048 on, where it holds even numbers only.
-    """
-    frequency = (shape.theta ** (-np.arange(0, shape.head_dim, 2) / shape.head_dim)).astype(np.float32)
-    angle = np.arange(shape.context, dtype=np.float32)[:, None] * frequency
-    angle = np.concatenate([angle, angle], axis=1)
-    return np.cos(angle), np.sin(angle)
 
 
 def plan_embedding(path: Path, weights: Weights, how: Precision) -> tuple[GraphWriter, Place]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +13,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from pulse_edge import contract
-from pulse_edge.bundle import sha256_file, write_atomic, write_manifest
-from pulse_edge.doctor import installed_version
+from pulse_edge.bundle import write_manifest
 from pulse_edge.evaluate.labels import label_set
 from pulse_edge.export.checks import Pages, execute_profiles, keep_in_range
+from pulse_edge.export.fields import bundle_fields, hash_weights, toolchain, write_companions
 from pulse_edge.export.jetson import check, write_build_files
 from pulse_edge.export.journal import Journal, files_of, fingerprint, partial_folder
 from pulse_edge.export.onnx_writer import check_graph
@@ -29,8 +27,7 @@ from pulse_edge.model.checkpoint import load_model, read_card
 from pulse_edge.model.layouts import NEWLINE
 from pulse_edge.model.tokenizer import Tokenizer
 
-INTENDED_USE = "Research and software testing. Not a medical device; not for diagnosis or treatment."
-MAX_NEW_TOKENS = 128
+TOOLS = ("onnx", "onnxscript")
 
 
 def export_to_folder(
@@ -46,7 +43,7 @@ def export_to_folder(
         plan = plan_bundle(folder, source, how)
         refuse_full_disk(folder, plan.bytes)
         with ThreadPoolExecutor(1) as thread:
-            hashes = thread.submit(_hashes, checkpoint)
+            hashes = thread.submit(hash_weights, checkpoint)
             known = _write_graphs(folder, plan, source, journal, options)
             weights = hashes.result()
         if plan.kept:
@@ -54,8 +51,21 @@ def export_to_folder(
         tokens = _copy_rest(folder, checkpoint, source, card)
         if options.target == "jetson":
             write_build_files(folder, source.shape, tokens, options.device)
-        fields = _fields(weights, card, source, tokenizer, options, tokens)
-        fields["precision"]["decoder_kept_fp16"] = plan.kept
+        fields = bundle_fields(
+            weights,
+            card,
+            source.merge,
+            tokenizer,
+            source.shape,
+            options.target,
+            options.device,
+            how,
+            tokens,
+            TOOLS,
+        )
+        fields["model"]["weight_types"] = source.kinds
+        fields["precision"] |= {"decoder_kept_fp16": plan.kept, "decoder_profile": how.profile}
+        fields["checks"] = {}
         if options.pages:
             fields["checks"] = _try_out(
                 folder, source, Questions.read(tokenizer, *label_set(card)), options, tokens
@@ -147,10 +157,7 @@ def _copy_rest(folder: Path, checkpoint: Path, source: Source, card: dict[str, A
     """Put what is neither graph nor manifest into a bundle; return the tokens of a tile."""
     if source.merge == "spatial_unpad":
         np.save(folder / "image_newline.npy", source.array(NEWLINE))
-    for name in ("tokenizer.model", "tokenizer_config.json"):
-        if (checkpoint / name).is_file():
-            shutil.copyfile(checkpoint / name, folder / name)
-    write_atomic(folder / "LICENCES.txt", _licences(card).encode())
+    write_companions(folder, checkpoint, card)
     return int(_graph(folder / "vision.onnx")["outputs"]["image_features"]["shape"][1])
 
 
@@ -161,75 +168,9 @@ def _key(checkpoint: Path, options: Options) -> str:
         {
             "files": files_of(checkpoint),
             "options": [options.target, options.device.name, how.name, how.profile, how.given],
-            "toolchain": _toolchain(),
+            "toolchain": toolchain(TOOLS),
         }
     )
-
-
-def _hashes(checkpoint: Path) -> dict[str, str]:
-    return {path.name: sha256_file(path) for path in sorted(checkpoint.glob("*.safetensors"))}
-
-
-def _fields(
-    weights: dict[str, str],
-    card: dict[str, Any],
-    source: Source,
-    tokenizer: Tokenizer,
-    options: Options,
-    tokens: int,
-) -> dict[str, Any]:
-    labels, scoring = label_set(card)
-    how = options.how
-    vision, table = (f"fp{8 * np.dtype(kind).itemsize}" for kind in (how.compute, how.table))
-    return {
-        "model": {
-            "name": card["name"],
-            "weights": weights,
-            "weight_types": source.kinds,
-            "parent": card["parent"],
-            "recipe": card["recipe"],
-            "data": card["data"],
-        },
-        "target": options.target,
-        "device": {"profile": options.device.name, "constraints": options.device.constraints},
-        "precision": {
-            "vision": vision,
-            "embed": table,
-            "decoder": how.name,
-            "lm_head": table,
-            "decoder_profile": how.profile,
-        },
-        "preprocessing": {
-            "tile_size": contract.TILE_SIZE,
-            "max_tiles": contract.MAX_TILES,
-            "tokens_per_tile": tokens,
-            "grid_pinpoints": [list(size) for size in contract.GRID_PINPOINTS],
-            "mean": list(contract.IMAGE_MEAN),
-            "std": list(contract.IMAGE_STD),
-            "pad_colour": list(contract.PAD_COLOUR),
-            "merge": source.merge,
-        },
-        "prompt": {
-            "template": "llava_v1",
-            "system": contract.SYSTEM,
-            "roles": list(contract.ROLES),
-            "separators": [contract.SEP, contract.SEP2],
-        },
-        "generation": {
-            "context": source.shape.context,
-            "max_new_tokens": MAX_NEW_TOKENS,
-            "bos_id": tokenizer.bos_id,
-            "eos_id": tokenizer.eos_id,
-        },
-        "labels": labels,
-        "scoring": scoring,
-        "accuracy": list(card["metrics"]),
-        "checks": {},
-        "parity": None,
-        "toolchain": _toolchain(),
-        "licences": card["licences"],
-        "intended_use": card["intended_use"] or INTENDED_USE,
-    }
 
 
 def _graph(path: Path) -> dict[str, Any]:
@@ -245,14 +186,3 @@ def _graph(path: Path) -> dict[str, Any]:
         }
 
     return {"file": path.name, "inputs": describe(graph.input), "outputs": describe(graph.output)}
-
-
-def _toolchain() -> dict[str, str]:
-    names = ("pulse-edge", "torch", "transformers", "onnx", "onnxscript", "numpy")
-    versions = {name: installed_version(name) or "not installed as a distribution" for name in names}
-    return {"python": platform.python_version(), **versions}
-
-
-def _licences(card: dict[str, Any]) -> str:
-    rows = [f"{row['what']}: {row['licence']}" for row in card["licences"]]
-    return "\n".join(["Licences of this bundle", *rows, "", card["intended_use"] or INTENDED_USE, ""])

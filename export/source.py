@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pulse_edge.errors import CheckpointError
-from pulse_edge.export.decoder_shape import DecoderShape, decoder_shape
 from pulse_edge.export.rounding import to_float32
+from pulse_edge.export.shape import DecoderShape, decoder_shape
 from pulse_edge.export.vision import ClipShape
 from pulse_edge.model.layouts import HEAD, NEWLINE, TABLE, pulse_config
 from pulse_edge.model.shards import FLOATS, Shards, describe_kinds

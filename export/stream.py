@@ -20,10 +20,11 @@ from pulse_edge.bundle import need_space
 from pulse_edge.device import Device
 from pulse_edge.export.decoder import EMBED, plan_decoder, plan_embedding
 from pulse_edge.export.jetson import check
+from pulse_edge.export.linear import PANEL
 from pulse_edge.export.onnx_writer import GraphWriter
 from pulse_edge.export.source import Source
 from pulse_edge.export.vision import ClipShape, plan_vision
-from pulse_edge.export.weights import PANEL, Precision
+from pulse_edge.export.weights import Precision
 from pulse_edge.machine import available_memory
 from pulse_edge.model.layouts import HEAD
 

@@ -16,9 +16,10 @@ import numpy as np
 
 from pulse_edge.contract import MAX_TILES, exact_div
 from pulse_edge.errors import CheckpointError
+from pulse_edge.export.linear import linear, rows, vector
 from pulse_edge.export.onnx_writer import GraphWriter
 from pulse_edge.export.rounding import to_float32
-from pulse_edge.export.weights import Precision, Weights, linear, rows, vector
+from pulse_edge.export.weights import Precision, Weights
 
 OPSET: Final = 18  # below the Gelu operator, which older TensorRT lacks
 # What transformers assumes where a CLIP vision configuration says nothing.

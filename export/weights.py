@@ -1,4 +1,4 @@
-"""Weights on their way into a graph: their precision, and the layer that multiplies by them.
+"""Weights on their way into a graph: what gives them, their precision, and rounding a whole matrix.
 
 Integers are symmetric, without zero points: the one form that ONNX Runtime fuses and TensorRT accepts
 (blocks of 64 or 128 along the input axis for int4). Methods that calibrate come with `compress/` and hand
@@ -7,7 +7,6 @@ over their own integers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
@@ -15,20 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pulse_edge.errors import UnknownNameError, UserError
-from pulse_edge.export.onnx_writer import INT4, GraphWriter, Kind, Place, Sink
-from pulse_edge.export.rounding import pack_pairs, round_rows, to_float16, to_float32
+from pulse_edge.export.rounding import round_rows
 from pulse_edge.model.quantized import QuantizedWeight
 from pulse_edge.model.shards import Form
 
-BITS: Final = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
+BITS: Final = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4, "palette4": 4}
 INT4_BLOCKS: Final = (128, 64)  # TensorRT takes no others; the larger is the smaller file
 PROFILES: Final = ("trt", "trt10.15", "ort")
 # The lowest that will do, since TensorRT's parsers lag behind: half-precision scales of
 # DequantizeLinear came with opset 19, its blocks with 21.
 _OPSETS: Final = {32: 18, 16: 18, 8: 19, 4: 21}
 _FUSED_OPSET: Final = 23  # Attention, RMSNormalization and RotaryEmbedding
-PANEL: Final = 96 << 20  # bytes of a matrix that are put together before they are written
-_CHUNK: Final = 1 << 20  # weights that are read and rounded at once: they fit a cache
 
 
 class Weights(Protocol):
@@ -55,7 +51,7 @@ class Precision:
     """How a decoder is stored and computed.
 
     Attributes:
-        name: fp32, fp16, int8 or int4.
+        name: fp32, fp16, int8, int4 or, for Core ML only, palette4: 16 values for every 16 rows.
         bits: of the linear layers' weights.
         compute: type of activations and of the key-value cache.
         given: the checkpoint holds integers, which are taken as they are; its other weights stay floats.
@@ -86,7 +82,7 @@ class Precision:
 
 
 def precision(name: str, target: str, profile: str = "trt") -> Precision:
-    """Return a precision for a target: Jetson computes in fp16, ONNX Runtime on a CPU in fp32.
+    """Return a precision for a target: Jetson and Core ML compute in fp16, ONNX Runtime on a CPU in fp32.
 
     Raises:
         UnknownNameError: no such precision or profile.
@@ -102,7 +98,9 @@ def precision(name: str, target: str, profile: str = "trt") -> Precision:
         raise UserError(
             "The profile ort is for ONNX Runtime. Use --profile trt or trt10.15, or --target onnx."
         )
-    half = name == "fp16" or target == "jetson"
+    if name == "palette4" and target != "coreml":
+        raise UserError("palette4 is a format of Core ML. Use --precision int4, or --target coreml.")
+    half = name == "fp16" or target == "jetson" or (target == "coreml" and name != "fp32")
     return Precision(name, BITS[name], np.float16 if half else np.float32, profile)
 
 
@@ -129,144 +127,23 @@ def take_integers(how: Precision, bits: int, asked: str | None, target: str) -> 
     )
 
 
-def linear(writer: GraphWriter, x: str, name: str, weights: Weights, key: str, how: Precision) -> str:
-    """Add ``x @ weight.T`` to a graph.
-
-    Args:
-        writer: of the graph.
-        x: the input, [..., K], in the computing type.
-        name: of the layer; the output has it too.
-        weights: of the checkpoint.
-        key: canonical name of the weight [N, K].
-        how: its precision; int4 falls back to float16 where TensorRT's rules allow none.
-    """
-    n, k = weights.shape(key)
-    form = chosen_form(weights, key, how)
-    if form is not None:
-        return writer.op("MatMul", x, _quantized(writer, name, weights, key, how, form), name=name)
-    place = (f"{name}.weight", how.table, (k, n))
-    stored = writer.weights(name, [place], lambda sinks: _fill_transposed(weights, key, how.table, sinks[0]))[
-        0
-    ]
-    if how.table is not how.compute:
-        stored = writer.cast(stored, how.compute, f"{name}.weight/cast")
-    return writer.op("MatMul", x, stored, name=name)
-
-
-def rows(writer: GraphWriter, name: str, weights: Weights, key: str, kind: type[np.floating]) -> Place:
-    """Store a weight as the checkpoint has it, row by row; return its place."""
-    shape = weights.shape(key)
-
-    def fill(sinks: Sequence[Sink]) -> None:
-        width = int(np.prod(shape[1:], dtype=np.int64))
-        for start, stop in _steps(0, shape[0], width):
-            part = _cast(weights.rows(key, start, stop), weights.kind(key), kind)
-            sinks[0].write(start * width * np.dtype(kind).itemsize, part)
-
-    writer.weights(name, [(name, kind, shape)], fill)
-    return writer.chunks[-1].places[0]
-
-
-def vector(writer: GraphWriter, name: str, weights: Weights, key: str, kind: type[np.floating]) -> str:
-    """Store a small weight, such as a bias, as the checkpoint has it; return its name."""
-    return rows(writer, name, weights, key, kind).name
-
-
 def int4_block(shape: tuple[int, ...]) -> int | None:
     """Return the block size for a matrix [K, N], or None where TensorRT's rules allow no int4."""
     return next((b for b in INT4_BLOCKS if shape[0] % b == 0 and shape[1] % 2 == 0), None)
 
 
-def chosen_form(weights: Weights, key: str, how: Precision) -> Form | None:
-    """How a linear layer's weight is stored as integers, or None where it stays floating point."""
-    if how.given:
-        given = weights.form(key)
-        return None if given is None or (given.bits == 4 and given.shape[0] % 2) else given
-    n, k = weights.shape(key)
-    if how.bits == 8:
-        return Form(8, k, False, (n, k))
-    block = int4_block((k, n)) if how.bits == 4 else None
-    return None if block is None else Form(4, block, False, (n, k))
+def quantize(
+    matrix: NDArray[np.float32], block: int, levels: int
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Round a whole matrix [K, N] in memory, by the same rule as what is streamed.
 
+    Args:
+        matrix: float32; ``block`` divides K.
+        block: rows of a column that share a scale; K for one scale per column.
+        levels: 127 for int8, 7 for int4.
 
-def _quantized(writer: GraphWriter, name: str, weights: Weights, key: str, how: Precision, form: Form) -> str:
-    """Add a matrix [K, N] as integers and scales; return the name of the dequantised one."""
-    n, k = form.shape
-    kind: Kind = np.int8 if form.bits == 8 else INT4
-    blocks: tuple[int, ...] = (k // form.group, n)
-    attributes = {"axis": 0, "block_size": form.group}
-    if form.bits == 8 and form.group == k:
-        # per column: ONNX Runtime fuses axis 1, and TensorRT wants the axis of the outputs
-        blocks, attributes = (n,), {"axis": 1}
-    tensors = [(f"{name}.integers", kind, (k, n)), (f"{name}.scale", how.compute, blocks)]
-    if form.zero:
-        tensors.append((f"{name}.zero", kind, blocks))
-
-    def fill(sinks: Sequence[Sink]) -> None:
-        _fill_quantized(weights, key, how, form, sinks)
-
-    names = writer.weights(name, tensors, fill)
-    return writer.op("DequantizeLinear", *names, name=f"{name}.weight", **attributes)
-
-
-def _fill_quantized(weights: Weights, key: str, how: Precision, form: Form, sinks: Sequence[Sink]) -> None:
-    n, k = form.shape
-    scale = np.empty((k // form.group, n), np.float32)
-    zero = np.zeros(scale.shape if form.zero else (0, n), np.uint8)
-
-    def convert(start: int, stop: int) -> NDArray[Any]:
-        if how.given:
-            given = weights.integers(key, start, stop)
-            low = given.integers.view(np.uint8)
-            scale[:, start:stop] = given.scale.T
-            if given.zero is not None:
-                zero[:, start:stop] = given.zero.view(np.uint8).T
-        else:
-            values = to_float32(weights.rows(key, start, stop), weights.kind(key))
-            low, part = round_rows(values, form.group, 7 if form.bits == 4 else 127)
-            scale[:, start:stop] = part.T
-        return pack_pairs(low) if form.bits == 4 else low
-
-    _fill_panels(k, n, 2 if form.bits == 4 else 1, np.dtype(np.uint8), convert, sinks[0])
-    sinks[1].write(0, scale.astype(how.compute))
-    if form.zero:
-        sinks[2].write(0, pack_pairs(zero.T).T if form.bits == 4 else zero)
-
-
-def _fill_transposed(weights: Weights, key: str, kind: type[np.floating], sink: Sink) -> None:
-    n, k = weights.shape(key)
-
-    def convert(start: int, stop: int) -> NDArray[Any]:
-        return _cast(weights.rows(key, start, stop), weights.kind(key), kind)
-
-    _fill_panels(k, n, 1, np.dtype(kind), convert, sink)
-
-
-def _fill_panels(
-    k: int,
-    n: int,
-    per_item: int,
-    dtype: np.dtype[Any],
-    convert: Callable[[int, int], NDArray[Any]],
-    sink: Sink,
-) -> None:
-    """Write the transpose [K, N] of what ``convert`` makes of the rows [N, K], as many columns at a time
-    as memory may hold; ``per_item`` rows are in one item."""
-    width = max(2, PANEL // (k * dtype.itemsize) // 2 * 2) * per_item
-    panel = np.empty((k, min(n, width) // per_item), dtype)
-    for first in range(0, n, width):
-        last = min(first + width, n)
-        for start, stop in _steps(first, last, k):
-            part = slice((start - first) // per_item, (stop - first) // per_item)
-            panel[:, part] = convert(start, stop).T
-        sink.write_columns(panel[:, : (last - first) // per_item], first // per_item, n // per_item)
-
-
-def _steps(start: int, stop: int, width: int) -> Iterator[tuple[int, int]]:
-    """Cut rows of a width into pieces that fit the cache; all but the last have an even number."""
-    step = max(2, _CHUNK // max(width, 1) // 2 * 2)
-    return ((first, min(first + step, stop)) for first in range(start, stop, step))
-
-
-def _cast(raw: NDArray[Any], kind: str, to: type[np.floating]) -> NDArray[Any]:
-    return to_float16(raw, kind) if to is np.float16 else to_float32(raw, kind)
+    Returns:
+        Integers int8 [K, N], and scales float32 [K / block, N] whose values float16 holds exactly.
+    """
+    low, scale = round_rows(np.array(matrix.T, np.float32, order="C"), block, levels)
+    return np.ascontiguousarray(low.view(np.int8).T), np.ascontiguousarray(scale.T)

@@ -9,6 +9,8 @@ from typing import Any
 from pulse_edge.errors import BundleError, UserError
 from pulse_edge.samples import SAMPLES, samples
 
+_STEPS = 64  # of decoding, where a state is carried from call to call
+
 
 def export(
     target: str = "jetson",
@@ -26,10 +28,10 @@ def export(
     """Export a model to a bundle and measure its parity on the shipped sample ECGs.
 
     Args:
-        target: ``jetson`` or ``onnx``.
+        target: ``jetson``, ``onnx`` or ``coreml``.
         model: checkpoint folder or shipped name.
         device: profile in devices/; the target's usual one by default.
-        precision: fp32, fp16, int8 or int4; the target's usual one by default.
+        precision: fp32, fp16, int8, int4 or, for Core ML, palette4; the target's usual one by default.
         output: folder of the bundle; ``./<model>-<target>`` by default.
         force: replace an existing bundle.
         profile: form of the decoder, ``trt``, ``trt10.15`` or ``ort``; what suits the device by default.
@@ -91,13 +93,19 @@ def _parity(
     checkpoint: Path, folder: Path, how: str, pages: list[Any], tick: Callable[[int, int], None]
 ) -> dict[str, Any]:
     """Compare whole models where both fit the memory, and layer by layer where they do not."""
-    from pulse_edge.evaluate.parity import LIMITS, compare, refuse_disparity
+    from pulse_edge.commands._open import open_model
+    from pulse_edge.evaluate.parity import LIMITS, compare, compare_tiles, probe, refuse_disparity
     from pulse_edge.export import compare_streamed, parity_memory
     from pulse_edge.machine import available_memory
-    from pulse_edge.runtimes.load import load
 
-    if parity_memory(checkpoint, folder) < available_memory():
-        return compare(load(checkpoint), load(folder), pages, how)
-    result = {"precision": how, **compare_streamed(checkpoint, folder, pages[0], LIMITS[how], tick)}
-    refuse_disparity(result)
-    return result
+    graphs = (folder / "decoder.onnx").is_file()  # what runs layer by layer
+    if graphs and parity_memory(checkpoint, folder) >= available_memory():
+        result = {"precision": how, **compare_streamed(checkpoint, folder, pages[0], LIMITS[how], tick)}
+        refuse_disparity(result)
+        return result
+    bundle = open_model(folder)
+    cut = getattr(bundle.backend, "cut", None)  # only Core ML bundles preprocess by themselves
+    result = compare(open_model(checkpoint), bundle, pages, how, *((_STEPS,) if cut else ()))
+    if cut:
+        result["tiles"] = compare_tiles(cut, pages)
+    return {**result, "probe": probe(bundle, pages[0])}

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from pulse_edge.errors import UnknownNameError, UserError
-from pulse_edge.export import weights as module
+from pulse_edge.export import linear as module
 from pulse_edge.export.decoder import plan_embedding
-from pulse_edge.export.decoder_shape import decoder_shape
 from pulse_edge.export.rounding import pack_pairs, round_rows, to_float16, to_float32
+from pulse_edge.export.shape import decoder_shape
 from pulse_edge.export.weights import int4_block, precision
 from pulse_edge.model.reference import cache_argument
 

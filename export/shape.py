@@ -1,14 +1,22 @@
-"""Shape of a Llama-like decoder: read from a configuration, with the names and shapes of its weights."""
+"""Shape of the language model and its rotary tables: what every target's decoder is built from.
+
+Covered are decoders of Llama's form (grouped-query attention and biases included, so Qwen2's too) with
+plain rotary embeddings.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pulse_edge.errors import CheckpointError
 from pulse_edge.model.layouts import TABLE
 
+Weights = Callable[[str], NDArray[np.float32]]
 _ATTENTION: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP: Final = ("gate_proj", "up_proj", "down_proj")
 
@@ -103,3 +111,15 @@ def decoder_shape(config: Any) -> DecoderShape:
         biased=frozenset(biased),
         mlp=config.intermediate_size,
     )
+
+
+def rotary_tables(shape: DecoderShape) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return cosine and sine, float32 [context, head_dim].
+
+    Angles are rounded to float32, as in the models' training; in float16 they are wrong from position
+    2,048 on, where it holds even numbers only.
+    """
+    frequency = (shape.theta ** (-np.arange(0, shape.head_dim, 2) / shape.head_dim)).astype(np.float32)
+    angle = np.arange(shape.context, dtype=np.float32)[:, None] * frequency
+    angle = np.concatenate([angle, angle], axis=1)
+    return np.cos(angle), np.sin(angle)
