@@ -79,7 +79,7 @@ def check(folder: Path, device: Device) -> None:
     version = device.values["tensorrt"].value
     found = [fault for path in sorted(folder.glob("*.onnx")) for fault in problems(path, version)]
     if found:
-        more = f" ({len(found) - 5} more)" if len(found) > 5 else ""
+        more = f" There are {len(found) - 5} more such nodes." if len(found) > 5 else ""
         raise GateError("TensorRT would refuse this bundle; it was not kept. " + " ".join(found[:5]) + more)
 
 
