@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from coremltools.converters.mil.frontend.milproto.load import load as milproto_load
 from coremltools.models.utils import load_spec
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -93,7 +94,12 @@ def test_the_manifest_says_what_an_app_must_know(exported):
 @pytest.mark.parametrize("role", ROLES)
 def test_every_package_says_what_it_is_and_it_reloads(exported, role):
     folder, result = exported("fp16")
-    description = load_spec(str(folder / f"{role}.mlpackage")).description
+    spec = load_spec(str(folder / f"{role}.mlpackage"))
+    weights = folder / f"{role}.mlpackage/Data/com.apple.CoreML/weights"
+    # coremltools' own reader infers every type and shape anew.
+    functions = milproto_load(spec, spec.specificationVersion, str(weights)).functions
+    assert list(functions) == (["prefill", "decode"] if role == "decoder" else ["main"])
+    description = spec.description
     about, manifest = description.metadata, read_manifest(folder)
     assert about.author == metadata.AUTHOR
     assert manifest["intended_use"] in about.shortDescription
