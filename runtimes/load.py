@@ -91,19 +91,20 @@ def sound_manifest(folder: Path, keys: Sequence[Path] = ()) -> dict[str, Any]:
 def open_session(
     folder: Path, manifest: dict[str, Any], backend: Callable[[], Backend], how: str = ""
 ) -> Session:
-    """Open a session over the backend of a bundle; ``how`` says what runs it.
+    """Open a session over the backend of a bundle; ``how``, or the backend's ``runtime``, says what runs it.
 
     Raises:
         BundleError: the manifest lacks a field.
     """
     try:
+        made = backend()
         return Session(
-            backend(),
+            made,
             Tokenizer.from_folder(folder),
             manifest["labels"],
             manifest["scoring"],
             manifest["generation"]["max_new_tokens"],
-            how,
+            how or str(getattr(made, "runtime", "")),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{folder / MANIFEST} lacks a field ({error}). Export the bundle again.") from error
@@ -119,7 +120,7 @@ def _choose(
 
         reason = unusable(folder) if runtime is None else None
         if reason is None:
-            return lambda: TensorRTBackend(folder, manifest), "TensorRT"
+            return lambda: TensorRTBackend(folder, manifest), ""
         how = f"ONNX Runtime, not TensorRT: {reason}. Build engines for it: pulse-edge build {folder}"
     from pulse_edge.runtimes.onnx import OnnxBackend
 
