@@ -58,13 +58,13 @@ def constants() -> str:
     return "\n".join([*lines, "}", ""])
 
 
-def _swift(value: Any, tuples: bool = False, inner: bool = False) -> str:
-    """Write a value as a Swift literal; what is nested or of mixed use is a tuple where ``tuples`` says so."""
+def _swift(value: Any, tuples: bool = False) -> str:
+    """Write a value as a Swift literal, innermost tuples as tuples where ``tuples`` says so."""
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, tuple):
         nested = any(isinstance(item, tuple) for item in value)
-        parts = ", ".join(_swift(item, tuples, True) for item in value)
+        parts = ", ".join(_swift(item, tuples) for item in value)
         return f"({parts})" if tuples and not nested else f"[{parts}]"
     return repr(value)
 

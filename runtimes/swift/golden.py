@@ -18,10 +18,12 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps
 
 from pulse_edge.bundle import manifest_digest, read_manifest, verify_bundle, write_manifest
 from pulse_edge.errors import PulseEdgeError
 from pulse_edge.evaluate.labels import DEFAULT_LABELS, DEFAULT_SCORING
+from pulse_edge.model.merge import MERGES, merge_index
 from pulse_edge.model.preprocess import geometry, normalize, tiles
 from pulse_edge.model.prompt import build_prompt, encode_prompt
 from pulse_edge.model.tokenizer import Tokenizer
@@ -34,9 +36,9 @@ MODULUS: Final = 1 << 31
 
 TEXTS: Final = (
     "", " ", "  ", "a", " a", "a ", "a  b", "\n", "\t", "The rhythm is sinus rhythm at 72 bpm.",
-    "ST elevation in V2, V3 and V4", "</s>", "<s>", "<unk>", "</s>USER", "</s> USER", "a</s>", "a</s>b", " </s>",
-    "</s></s>", "<unk><unk> a", "▁", "▁a", "a▁b", " ▁", "▁ </s>", "naïve café", "Ünïcödé ÄÖÜ ß", "心電図 😀 🫀",
-    "e\u0301", "\u200b", "\x00", "\x7f", "<0x41>", "<image>", "µV × 10²", "½ mV", "PR 160 ms, QRS 92 ms, QT 400",
+    "ST elevation in V2, V3", "</s>", "<s>", "<unk>", "</s>USER", "</s> USER", "a</s>", "a</s>b", " </s>",
+    "</s></s>", "<unk><unk> a", "▁", "▁a", "a▁b", " ▁", "▁ </s>", "naïve café", "Ünïcödé ß", "心電図 😀 🫀",
+    "e\u0301", "\u200b", "\x00", "\x7f", "<0x41>", "<image>", "µV × 10²", "½ mV", "PR 160 ms, QRS 92 ms",
     "\r\n", "'" * 9, "x" * 200, "ãéîõü" * 7, "ab " * 30,
 )  # fmt: skip
 CONVERSATIONS: Final = (
@@ -74,10 +76,26 @@ def tile_cases() -> dict[str, list[Any]]:
         (336, 336, 2), (33, 21, 4), (1, 1, 6), (1, 700, 8), (900, 3, 10), (640, 479, 12), (400, 1000, 14),
         (1000, 400, 16), (1100, 850, 1), (850, 1100, 3), (672, 336, 5), (1344, 672, 18), (2200, 1700, 7),
     ]  # fmt: skip
+    merges = [(size, tokens, merge) for size in sizes[-60:] for tokens in (1, 4, 49) for merge in MERGES]
     return {
         "geometry": [[*p.size, *p.best, *p.resized, *p.paste, p.views] for p in places],
         "pictures": [_picture_case(*shape) for shape in shapes],
+        "upright": [_upright(orientation) for orientation in range(1, 9)],
+        "merges": [_merge_case(*case) for case in merges],
     }
+
+
+def _upright(orientation: int) -> dict[str, Any]:
+    image = Image.fromarray(picture(7, 5, 2))
+    image.getexif()[ExifTags.Base.Orientation] = orientation
+    turned = np.asarray(ImageOps.exif_transpose(image))
+    return {"orientation": orientation, "size": turned.shape[:2], "pixels": turned.ravel().tolist()}
+
+
+def _merge_case(size: tuple[int, int], tokens: int, merge: str) -> dict[str, Any]:
+    index = merge_index(geometry(*size).views, tokens, size, merge)
+    digest = hashlib.sha256(index.astype("<i4").tobytes()).hexdigest()
+    return {"size": size, "tokens": tokens, "merge": merge, "count": len(index), "sha256": digest}
 
 
 def _picture_case(width: int, height: int, seed: int) -> dict[str, Any]:
@@ -235,6 +253,68 @@ def _hot(token: int) -> NDArray[np.float32]:
     return row
 
 
+class _Packages:
+    """Core ML packages by formulas, and the order in which an app has to call them.
+
+    The decoder has two chunks: the first adds one to every row, the second gives the row asked for, the
+    position and what the mask shows.
+    """
+
+    ROWS, CACHE, MASKED, TOKENS, CONTEXT = 32, 192, -10000.0, 4, 160
+
+    def __init__(self, merge: str) -> None:
+        self.merge, self.position = merge, 0
+        self.calls: list[list[int]] = []
+
+    def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the rows of a picture: tile, token and the sum of the tile's pixels, modulo 251."""
+        cut = tiles(pixels)
+        sums = cut.reshape(len(cut), -1).sum(1, dtype=np.int64) % 251
+        rows = [[100 * i + t, s] for i, s in enumerate(sums) for t in range(self.TOKENS)]
+        index = merge_index(len(cut), self.TOKENS, (pixels.shape[1], pixels.shape[0]), self.merge)
+        chosen: NDArray[np.float32] = np.array([*rows, [7, 8]], np.float32)[index]
+        return chosen
+
+    def read(self, rows: NDArray[np.float32]) -> list[float]:
+        """Read rows: one by the function ``decode``, more by ``prefill``, filled up behind with zeros."""
+        logits: list[float] = []
+        while len(rows):
+            length = 1 if len(rows) == 1 else self.ROWS
+            part, rows = rows[:length], rows[length:]
+            shown = [min(self.position + row + 1, self.CACHE) for row in range(length)]
+            last = len(part) - 1
+            logits = [*(float(value) + 1 for value in part[last]), float(self.position), float(sum(shown))]
+            self.calls.append(
+                [length, self.position, last if length > 1 else -1, sum(shown), int(part.sum())]
+            )
+            self.position += len(part)
+        return logits
+
+
+def _rows(tokens: Sequence[int]) -> NDArray[np.float32]:
+    return np.array([[token, token % 7] for token in tokens], np.float32).reshape(-1, 2)
+
+
+def engine_cases() -> dict[str, list[Any]]:
+    """The calls that a bundle's packages get for a picture, questions behind it and answers."""
+    cases = []
+    for merge in MERGES:
+        for shape in ((64, 48, 2), (40, 90, 4)):
+            model = _Packages(merge)
+            before, after = list(range(3, 43)), [5, 6]
+            rows = np.concatenate([_rows(before), model.encode(picture(*shape)), _rows(after)])
+            results = [model.read(rows)]
+            kept = model.position
+            results += [model.read(_rows(tokens)) for tokens in (list(range(60, 95)), [9], [10, 11])]
+            model.position = kept
+            results.append(model.read(_rows([12])))
+            cases.append(
+                {"merge": merge, "picture": shape, "before": before, "after": after, "logits": results}
+                | {"calls": model.calls, "kept": kept}
+            )
+    return {"cases": cases}
+
+
 def bundle_cases() -> dict[str, list[Any]]:
     """SHA-256 of bytes; whole bundles, sound and damaged, with what `verify` says of them."""
     lengths = [0, 1, 3, 55, 56, 57, 63, 64, 65, 119, 120, 127, 128, 1000, 70000]
@@ -343,4 +423,10 @@ def _bundle(name: str, damage: Callable[[Path], Any]) -> dict[str, Any]:
         shutil.rmtree(folder)
 
 
-MAKERS: Final = {"tiles": tile_cases, "text": text_cases, "session": session_cases, "bundle": bundle_cases}
+MAKERS: Final = {
+    "tiles": tile_cases,
+    "text": text_cases,
+    "session": session_cases,
+    "engine": engine_cases,
+    "bundle": bundle_cases,
+}

@@ -63,6 +63,34 @@ public struct Manifest: Sendable {
         }
     }
 
+    /// How the decoder's packages are called.
+    struct DecoderLayout: Equatable {
+        /// Roles, in the order of calls.
+        let graphs: [String]
+        /// Length of the states.
+        let cache: Int
+        /// Rows that the function `prefill` reads at once.
+        let prefill: Int
+        /// What the mask holds where a row may not look.
+        let masked: Float
+    }
+
+    /// - Throws: `PulseEdgeError` (`.bundle`): the bundle was not made for Core ML.
+    func decoderLayout() throws -> DecoderLayout {
+        let fields = json["coreml"]?["decoder"]
+        guard let graphs = fields?["graphs"]?.array?.map(\.string), !graphs.isEmpty, !graphs.contains(nil),
+            let cache = fields?["cache"]?.int, let prefill = fields?["prefill"]?.int, cache > 0, prefill > 0,
+            let masked = fields?["masked"]?.double
+        else {
+            throw PulseEdgeError(
+                .bundle,
+                "The bundle is for \(target), not for Core ML. Export it with: pulse-edge export --target coreml"
+            )
+        }
+        return DecoderLayout(
+            graphs: graphs.compactMap(\.self), cache: cache, prefill: prefill, masked: Float(masked))
+    }
+
     private static func texts(_ json: JSON) -> [String: String] {
         var texts: [String: String] = [:]
         for (name, value) in json.object?.pairs ?? [] { texts[name] = value.string }

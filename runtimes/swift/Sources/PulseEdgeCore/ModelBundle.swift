@@ -29,11 +29,15 @@ public struct ModelBundle: Sendable {
 
     /// Compare a bundle with its manifest.
     ///
-    /// - Parameter progress: called with the share of bytes that were compared so far, 0 to 1.
+    /// - Parameters:
+    ///   - keys: raw Ed25519 public keys; if there are any, one of them must have signed.
+    ///   - progress: called with the share of bytes that were compared so far, 0 to 1.
     /// - Returns: one sentence for each problem, none if the bundle is sound. They are the sentences of
     ///   `pulse-edge verify`, in its order.
     /// - Throws: only `CancellationError`.
-    public static func problems(in folder: URL, progress: (@Sendable (Double) -> Void)? = nil) throws
+    public static func problems(
+        in folder: URL, keys: [Data] = [], progress: (@Sendable (Double) -> Void)? = nil
+    ) throws
         -> [String]
     {
         let manifest: JSON
@@ -63,12 +67,13 @@ public struct ModelBundle: Sendable {
         } catch let error as PulseEdgeError {
             problems.append(error.message)
         }
+        if let problem = Signature.problem(manifest, required: keys) { problems.append(problem) }
         return problems
     }
 
     /// Throw what ``problems(in:progress:)`` finds first, as `pulse-edge run` does.
-    public func verify(progress: (@Sendable (Double) -> Void)? = nil) throws {
-        let problems = try Self.problems(in: folder, progress: progress)
+    public func verify(keys: [Data] = [], progress: (@Sendable (Double) -> Void)? = nil) throws {
+        let problems = try Self.problems(in: folder, keys: keys, progress: progress)
         guard let first = problems.first else { return }
         let count = problems.count > 1 ? " (\(problems.count) problems)" : ""
         throw PulseEdgeError(.bundle, "The bundle \(folder.path) is not sound\(count): \(first)")

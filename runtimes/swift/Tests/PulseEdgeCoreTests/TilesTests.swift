@@ -46,6 +46,24 @@ import Testing
         #expect(tiles.picture(1).pixels == Array(tiles.pixels[(336 * 336 * 3)..<(2 * 336 * 336 * 3)]))
     }
 
+    @Test func everyOrientationIsTurnedAsPillowTurnsIt() {
+        for row in Golden.cases("tiles", "upright") {
+            let turned = Golden.picture(7, 5, 2).upright(row["orientation"]!.int!)
+            #expect([turned.height, turned.width] == row["size"]!.ints)
+            #expect(turned.pixels.map(Int.init) == row["pixels"]!.ints)
+        }
+    }
+
+    @Test func tokensAreMergedInPythonsOrder() throws {
+        for row in Golden.cases("tiles", "merges") {
+            let place = try TileGeometry(width: row["size"]!.ints[0], height: row["size"]!.ints[1])
+            let index = Merge(rawValue: row["merge"]!.string!)!.index(place, tokens: row["tokens"]!.int!)
+            #expect(index.count == row["count"]!.int)
+            let bytes = index.flatMap { value in withUnsafeBytes(of: Int32(value).littleEndian, Array.init) }
+            #expect(Hash.sha256(bytes) == row["sha256"]!.string)
+        }
+    }
+
     @Test func aPictureWithoutContentIsRefused() {
         #expect(throws: PulseEdgeError.self) { try TileGeometry(width: 0, height: 5) }
         #expect(throws: PulseEdgeError.self) { try Picture(width: 2, height: -1, pixels: []) }
