@@ -24,6 +24,17 @@ extension Picture {
         self = try Picture(image).upright(orientation)
     }
 
+    /// The picture for the screen.
+    public var image: CGImage? {
+        guard let provider = CGDataProvider(data: Data(pixels) as CFData) else { return nil }
+        return CGImage(
+            width: width, height: height, bitsPerComponent: 8, bitsPerPixel: 24, bytesPerRow: width * 3,
+            space: CGColorSpace(name: CGColorSpace.sRGB)!,
+            bitmapInfo: CGBitmapInfo(rawValue: CGImageAlphaInfo.none.rawValue), provider: provider,
+            decode: nil,
+            shouldInterpolate: true, intent: .defaultIntent)
+    }
+
     /// Copy the pixels of an image, on black where it is transparent.
     public init(_ image: CGImage) throws {
         let (width, height) = (image.width, image.height)

@@ -56,9 +56,15 @@ public struct ModelBundle: Sendable {
         if manifest["digest"]?.string != digest(manifest) {
             problems.append("\(Contract.manifest) differs from what was exported; copy the bundle again.")
         }
-        for (role, graph) in manifest["graphs"]?.object?.pairs ?? []
-        where graph["file"]?.string.flatMap({ listed[$0] }) == nil {
-            problems.append("The graph \(role) names no file of the bundle; export the bundle again.")
+        for (role, graph) in manifest["graphs"]?.object?.pairs ?? [] {
+            // A Core ML package is a folder of files.
+            let file = graph["file"]?.string
+            let held = file.map { file in
+                listed[file] != nil || listed.names.contains { $0.hasPrefix("\(file)/") }
+            }
+            if held != true {
+                problems.append("The graph \(role) names no file of the bundle; export the bundle again.")
+            }
         }
         do {
             for name in try files(folder) where listed[name] == nil {

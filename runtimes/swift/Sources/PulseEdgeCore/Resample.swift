@@ -4,7 +4,8 @@
 /// pixels. Source of the method: Pillow's documentation of `Image.resize` (convolution whose support grows with
 /// the reduction) and its 8-bit fixed-point arithmetic; held to Pillow's own output by the golden vectors.
 enum Resample {
-    private static let precision = 22  // bits behind the point: 32 less 8 for the pixel, less 2 for overshoot
+    /// Bits behind the point: 32 less 8 for the pixel, less 2 for overshoot.
+    private static let precision = 22
     private static let support = 2.0
     private static let a = -0.5
 
