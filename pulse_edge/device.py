@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,11 +12,18 @@ import yaml
 from pulse_edge.errors import PulseEdgeError, UnknownNameError
 
 FOLDER: Final = Path(__file__).parent / "devices"
-KINDS: Final = ("jetson", "cpu")
+KINDS: Final = ("jetson", "iphone", "ipad", "mac", "cpu")
 CONFIDENCE: Final = ("A", "B", "C")  # vendor's own document; third party; unverified
+# Memory, speed, hardware, software. Shares of RAM are planning assumptions; tflops and tops are dense peaks
+# of the unit that runs the model, ai_tops the vendor's headline (of Jetsons sparse, DLA included).
 VALUES: Final = (
-    "ram_gb", "bandwidth_gb_s", "int8_tops", "sm", "module_ids", "jetpack", "tensorrt", "precisions",
+    "ram_gb", "usable_fraction", "entitled_fraction", "memory_probe",
+    "bandwidth_gb_s", "fp16_tflops", "int8_tops", "fp8_tflops", "fp4_tflops", "ai_tops",
+    "chip", "sm", "module_ids", "model_ids", "power_modes_w",
+    "jetpack", "tensorrt", "os_floor", "precisions",
 )  # fmt: skip
+_NUMBERS: Final = VALUES[:3] + VALUES[4:10]
+_LISTS: Final = ("module_ids", "model_ids", "power_modes_w", "precisions")
 _KEYS: Final = ("name", "kind", "title", *VALUES)
 _VALUE_KEYS: Final = ("value", "source", "confidence")
 
@@ -46,8 +54,10 @@ class Device:
 
     @property
     def constraints(self) -> dict[str, Any]:
-        """What an engine built for this device is tied to, as far as the profile knows."""
-        return {name: self.values[name].value for name in ("sm", "jetpack", "tensorrt")}
+        """What a bundle for this device is tied to, as far as the profile knows."""
+        tied = {name: self.values[name].value for name in ("sm", "jetpack", "tensorrt")}
+        floor = self.values["os_floor"].value
+        return tied if floor is None else {**tied, "os_floor": floor}
 
 
 def list_devices() -> list[str]:
@@ -64,6 +74,11 @@ def load_device(name: str) -> Device:
     """
     if name not in list_devices():
         raise UnknownNameError("device", name, list_devices())
+    return _shipped(name)
+
+
+@cache
+def _shipped(name: str) -> Device:
     return read_device(FOLDER / f"{name}.yaml")
 
 
@@ -75,8 +90,8 @@ def read_device(path: Path) -> Device:
         PulseEdgeError: a key is missing, or a value has no source or confidence.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_OneOfEach)
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise PulseEdgeError(
             f"The device profile {path} cannot be read: {error}. Reinstall pulse-edge."
         ) from error
@@ -86,10 +101,42 @@ def read_device(path: Path) -> Device:
     values = {}
     for key in VALUES:
         entry = _mapping(raw[key], _VALUE_KEYS, path)
-        if entry["value"] is not None and (not entry["source"] or entry["confidence"] not in CONFIDENCE):
-            raise PulseEdgeError(f"{path}: {key} needs a source and a confidence of A, B or C.")
+        if entry["value"] is not None:
+            if not isinstance(entry["source"], str) or not entry["source"].strip():
+                raise PulseEdgeError(f"{path}: {key} needs a source and a confidence of A, B or C.")
+            if entry["confidence"] not in CONFIDENCE:
+                raise PulseEdgeError(f"{path}: {key} needs a source and a confidence of A, B or C.")
+            _check_value(key, entry["value"], path)
         values[key] = Value(**entry)
     return Device(raw["name"], raw["kind"], raw["title"], values)
+
+
+class _OneOfEach(yaml.SafeLoader):
+    """YAML keeps the last of two equal keys without a word; a profile must not say two things."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping, or refuse one that has a key twice."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.YAMLError(f"{', '.join(twice)} stands there twice")
+        return super().construct_mapping(node, deep)
+
+
+def _check_value(key: str, value: Any, path: Path) -> None:
+    """A version is text (8.70 is not 8.7), a share lies in 0 to 1, a list holds something."""
+    if key in _NUMBERS:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        right = number and 0 < value <= (1 if key.endswith("fraction") else 1e6)
+        kind = "a share above 0 and at most 1" if key.endswith("fraction") else "a positive number"
+    elif key in _LISTS:
+        right, kind = isinstance(value, list) and bool(value), "a list"
+    else:
+        right, kind = isinstance(value, str) and bool(value.strip()), "text"
+    if not right:
+        raise PulseEdgeError(
+            f"{path}: {key} must be {kind}, not {value!r}; write null where it is not known."
+        )
 
 
 def _mapping(raw: Any, keys: tuple[str, ...], path: Path) -> dict[str, Any]:

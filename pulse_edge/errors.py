@@ -8,9 +8,11 @@
     │   ├── RecordError            an ECG record that cannot be read or used
     │   ├── CheckpointError        a checkpoint folder that is incomplete or of another layout
     │   ├── BundleError            a bundle that is damaged, incomplete or of a newer schema
+    │   ├── FitError               a model that the device has no memory for (names remedies)
     │   └── UnknownNameError       a device, layout, recipe … that does not exist (names the nearest)
     ├── MissingExtraError          a package that is not installed (names the pip command)
-    └── GateError                  a result that failed its parity or accuracy gate
+    └── GateError                  a result that failed its parity gate
+        └── BudgetError            exit code 3: a step that cost more accuracy than its budget
 """
 
 from __future__ import annotations
@@ -50,6 +52,10 @@ class BundleError(UserError):
     """A bundle is damaged, incomplete or written by a newer pulse-edge."""
 
 
+class FitError(UserError):
+    """A model does not fit the memory of the device it is for; the message names what makes it fit."""
+
+
 class UnknownNameError(UserError):
     """A name is not in its registry.
 
@@ -66,6 +72,7 @@ class UnknownNameError(UserError):
         hint = f"Did you mean {near[0]!r}? " if near else ""
         super().__init__(f"Unknown {kind} {name!r}. {hint}Known: {', '.join(names) or 'none'}.")
         self.kind, self.name, self.nearest = kind, name, near[0] if near else None
+        self.known = names
 
 
 class MissingExtraError(PulseEdgeError):
@@ -86,3 +93,9 @@ class MissingExtraError(PulseEdgeError):
 
 class GateError(PulseEdgeError):
     """A parity or accuracy gate was not passed; the result was not kept."""
+
+
+class BudgetError(GateError):
+    """A step of compression cost more accuracy than its budget; the result was not kept."""
+
+    exit_code = 3

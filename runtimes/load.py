@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Any, Final
 
 from pulse_edge.bundle import read_manifest, verify_bundle
+from pulse_edge.bundle.manifest import ENGINES
+from pulse_edge.bundle.signature import required_keys
 from pulse_edge.contract import MANIFEST
-from pulse_edge.errors import BundleError
+from pulse_edge.errors import BundleError, UnknownNameError, UserError
 from pulse_edge.model.tokenizer import Tokenizer
-from pulse_edge.runtimes.session import Session
+from pulse_edge.runtimes.session import Backend, Session
+
+RUNTIMES: Final = ("onnx", "tensorrt")
 
 
-def load(path: str | PathLike[str], verify: bool = True, threads: int | None = None) -> Session:
+def load(
+    path: str | PathLike[str],
+    verify: bool = True,
+    threads: int | None = None,
+    require_key: Path | None = None,
+    runtime: str | None = None,
+) -> Session:
     """Open a model.
 
     Args:
@@ -20,37 +32,93 @@ def load(path: str | PathLike[str], verify: bool = True, threads: int | None = N
             shipped name such as ``pulse-nano`` (these two run in PyTorch, as reference).
         verify: compare every file of a bundle with its manifest first.
         threads: for ONNX Runtime; all cores by default.
+        require_key: public key that must have signed the bundle, beside those that the environment names
+            in ``PULSE_EDGE_REQUIRE_KEY``; a model without a signature is then refused.
+        runtime: ``onnx`` or ``tensorrt``; by default TensorRT where the bundle has engines for this
+            machine, ONNX Runtime otherwise. The session's ``runtime`` says which, and why.
 
     Raises:
-        BundleError: the bundle is damaged, incomplete or newer than this pulse-edge.
+        BundleError: the bundle is damaged, incomplete, not signed as required or newer than this
+            pulse-edge, or ``tensorrt`` is asked for and its engines do not fit this machine.
         CheckpointError: the checkpoint cannot be used.
-        UnknownNameError: no such shipped model.
+        UserError: a signature is required of a checkpoint, or a runtime that runs bundles only.
+        UnknownNameError: no such shipped model or runtime.
         MissingExtraError: a checkpoint is to be run without torch.
     """
-    folder = Path(path).expanduser()
+    folder, keys = Path(path).expanduser(), required_keys(require_key)
+    if runtime is not None and runtime not in RUNTIMES:
+        raise UnknownNameError("runtime", runtime, RUNTIMES)
     if (folder / MANIFEST).is_file() or any(folder.glob("*.onnx")):
-        return _open_bundle(folder, verify, threads)
+        return _open_bundle(folder, verify, threads, keys, runtime)
+    if keys:
+        raise UserError(
+            f"{path} is not a bundle, and only bundles are signed, which {keys[0]} is required for. "
+            "Make one with: pulse-edge export"
+        )
+    if runtime is not None:
+        raise UserError(f"{path} is not a bundle; a checkpoint runs in PyTorch. Leave the runtime out.")
     return _open_checkpoint(path)
 
 
-def _open_bundle(folder: Path, verify: bool, threads: int | None) -> Session:
+def _open_bundle(
+    folder: Path, verify: bool, threads: int | None, keys: list[Path], runtime: str | None
+) -> Session:
+    manifest = sound_manifest(folder, keys) if verify or keys else read_manifest(folder)
+    backend, how = _choose(folder, manifest, threads, runtime)
+    return open_session(folder, manifest, backend, how)
+
+
+def sound_manifest(folder: Path, keys: Sequence[Path] = ()) -> dict[str, Any]:
+    """Return a bundle's manifest once every file was compared with it.
+
+    Raises:
+        BundleError: the bundle is damaged, incomplete, newer than this pulse-edge, or not signed with one
+            of the ``keys``.
+    """
     manifest = read_manifest(folder)
-    problems = verify_bundle(folder) if verify else []
+    problems = verify_bundle(folder, keys)
     if problems:
         count = f" ({len(problems)} problems)" if len(problems) > 1 else ""
         raise BundleError(f"The bundle {folder} is not sound{count}: {problems[0]}")
-    from pulse_edge.runtimes.onnx import OnnxBackend
+    return manifest
 
+
+def open_session(
+    folder: Path, manifest: dict[str, Any], backend: Callable[[], Backend], how: str = ""
+) -> Session:
+    """Open a session over the backend of a bundle; ``how`` says what runs it.
+
+    Raises:
+        BundleError: the manifest lacks a field.
+    """
     try:
         return Session(
-            OnnxBackend(folder, manifest, threads),
+            backend(),
             Tokenizer.from_folder(folder),
             manifest["labels"],
             manifest["scoring"],
             manifest["generation"]["max_new_tokens"],
+            how,
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{folder / MANIFEST} lacks a field ({error}). Export the bundle again.") from error
+
+
+def _choose(
+    folder: Path, manifest: dict[str, Any], threads: int | None, runtime: str | None
+) -> tuple[Callable[[], Backend], str]:
+    """Choose what runs a bundle here; return what opens it and a sentence about it."""
+    how = "ONNX Runtime"
+    if runtime == "tensorrt" or (runtime is None and (folder / ENGINES).is_dir()):
+        from pulse_edge.runtimes.tensorrt import TensorRTBackend, unusable
+
+        reason = unusable(folder) if runtime is None else None
+        if reason is None:
+            return lambda: TensorRTBackend(folder, manifest), "TensorRT"
+        how = f"ONNX Runtime, not TensorRT: {reason}. Build engines for it: pulse-edge build {folder}"
+    from pulse_edge.runtimes.onnx import OnnxBackend
+
+    return lambda: OnnxBackend(folder, manifest, threads), how
 
 
 def _open_checkpoint(path: str | PathLike[str]) -> Session:
@@ -62,4 +130,4 @@ def _open_checkpoint(path: str | PathLike[str]) -> Session:
     model = load_model(folder, "float32")
     from pulse_edge.model.reference import TorchBackend
 
-    return Session(TorchBackend(model), Tokenizer.from_folder(folder), labels, scoring)
+    return Session(TorchBackend(model), Tokenizer.from_folder(folder), labels, scoring, runtime="PyTorch")

@@ -64,8 +64,10 @@ class Session:
         labels: ``{name: {"phrase": ...}}``, the label set.
         scoring: ``{"question", "positive", "negative"}``; the question has ``{phrase}`` in it.
         max_new_tokens: bound of an answer's length.
+        runtime: what runs the graphs, and why, for people.
 
     Attributes:
+        runtime: as given.
         timing_ms: of the last calls on the present picture: preprocess, vision, prefill (image and
             question, up to the first logits) and decode_per_token; None until measured.
     """
@@ -77,9 +79,11 @@ class Session:
         labels: Mapping[str, Mapping[str, str]],
         scoring: Mapping[str, str],
         max_new_tokens: int = 128,
+        runtime: str = "",
     ) -> None:
         self.backend, self.tokenizer = backend, tokenizer
         self.labels, self.scoring, self.max_new_tokens = labels, scoring, max_new_tokens
+        self.runtime = runtime
         self.timing_ms: dict[str, float | None] = {}
         self._seen: NDArray[np.uint8] | None = None
         self._forget()

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pulse_edge import load
-from pulse_edge.commands import SAMPLES, evaluate, samples
+from pulse_edge.commands import evaluate
 from pulse_edge.ecg.instruct import REPORT_QUESTION
 from pulse_edge.ecg.measure import measure
 from pulse_edge.ecg.paper import PaperStyle, render
@@ -17,6 +17,7 @@ from pulse_edge.ecg.record import read_record
 from pulse_edge.ecg.split import split
 from pulse_edge.model.checkpoint import read_card, resolve_model
 from pulse_edge.runtimes.session import Session
+from pulse_edge.samples import SAMPLES, samples
 
 NANO = resolve_model("pulse-nano")
 

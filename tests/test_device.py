@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pulse_edge.device import CONFIDENCE, FOLDER, KINDS, VALUES, list_devices, load_device, read_device
 from pulse_edge.errors import PulseEdgeError, UnknownNameError
 
+NUMBERS = [name for name in VALUES if name.endswith(("_gb", "_fraction", "_gb_s", "tflops", "_tops"))]
+
 
 @pytest.fixture
 def profile():
-    entry = {"value": 8, "source": "the vendor's data sheet", "confidence": "A"}
-    return {"name": "box", "kind": "jetson", "title": "A box", **{name: dict(entry) for name in VALUES}}
+    def entry(key):
+        value = {"fraction": 0.5, "ids": ["p1"], "modes_w": [7, 15], "precisions": ["fp16"]}
+        found = next((v for end, v in value.items() if key.endswith(end)), 8 if key in NUMBERS else "8.7")
+        return {"value": found, "source": "the vendor's data sheet", "confidence": "A"}
+
+    return {"name": "box", "kind": "jetson", "title": "A box", **{name: entry(name) for name in VALUES}}
 
 
 @pytest.fixture
@@ -27,7 +35,13 @@ def read(tmp_path):
 
 def test_the_shipped_profiles():
     names = list_devices()
-    assert {"orin-nano-8gb", "agx-orin-64gb", "x86-cpu"} <= set(names)
+    assert set(names) >= {
+        "orin-nano-4gb", "orin-nano-8gb", "orin-nx-8gb", "orin-nx-16gb", "agx-orin-32gb", "agx-orin-64gb",
+        "thor-t4000", "thor-t5000", "iphone-13", "iphone-13-pro", "iphone-14", "iphone-14-pro", "iphone-15",
+        "iphone-15-pro", "iphone-16", "iphone-16e", "iphone-16-pro", "iphone-17", "iphone-17-pro",
+        "iphone-air", "ipad-m1", "ipad-m2", "ipad-m3", "ipad-m4", "ipad-m5", "mac-m1", "x86-cpu",
+        "raspberry-pi-5",
+    }  # fmt: skip
     assert names == sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
@@ -42,7 +56,12 @@ def test_every_shipped_profile_is_whole(name):
         if value.value is not None:
             assert value.source
             assert value.confidence in CONFIDENCE
-    assert device.constraints == {key: raw[key]["value"] for key in ("sm", "jetpack", "tensorrt")}
+    keys = ("sm", "jetpack", "tensorrt", "os_floor")
+    tied = {key: raw[key]["value"] for key in keys if key != "os_floor" or raw[key]["value"]}
+    assert device.constraints == tied
+    if device.kind in ("iphone", "ipad", "mac"):
+        assert device.constraints["os_floor"]
+        assert 0 < device.values["usable_fraction"].value < 1
     if device.kind == "jetson":
         assert device.values["ram_gb"].value > 0
         assert "fp16" in device.values["precisions"].value
@@ -114,6 +133,54 @@ def test_every_part_of_a_value_is_required(read, profile, part):
 def test_a_value_needs_source_and_confidence(read, profile, change):
     profile["int8_tops"].update(change)
     with pytest.raises(PulseEdgeError, match="int8_tops needs a source and a confidence"):
+        read(profile)
+
+
+def test_a_key_that_stands_twice_is_refused(read, profile):
+    text = yaml.safe_dump(profile)
+    with pytest.raises(PulseEdgeError, match="ram_gb stands there twice"):
+        read(text + "ram_gb: {value: 16, source: x, confidence: A}\n")
+    with pytest.raises(PulseEdgeError, match="value stands there twice"):
+        read(text.replace("ram_gb:\n", "ram_gb:\n  value: 9\n"))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_profile_is_half_right(read, profile, data):
+    """Whatever one value is replaced by, it is read as it stands or refused with a sentence of ours."""
+    key = data.draw(st.sampled_from([*profile]))
+    anything = st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from(["value", "source", "confidence", "sauce"]), inner, max_size=4)
+        ),
+        max_leaves=8,
+    )
+    changed = {**profile, key: data.draw(anything)}
+    try:
+        device = read(changed)
+    except PulseEdgeError:
+        return
+    if key in VALUES:
+        assert set(changed[key]) == {"value", "source", "confidence"}
+        assert device.values[key].value is None or changed[key]["source"].strip()
+
+
+@pytest.mark.parametrize("key", VALUES)
+@pytest.mark.parametrize("value", [0, -1, True, float("nan"), float("inf"), "", " ", [], {}, {"a": 1}])
+def test_a_value_of_another_kind_is_refused(read, profile, key, value):
+    profile[key]["value"] = value
+    with pytest.raises(PulseEdgeError, match=f"{key} must be .*; write null where it is not known"):
+        read(profile)
+
+
+@pytest.mark.parametrize("key", ["usable_fraction", "entitled_fraction"])
+def test_a_share_is_at_most_one(read, profile, key):
+    profile[key]["value"] = 1
+    assert read(profile).values[key].value == 1
+    profile[key]["value"] = 1.01
+    with pytest.raises(PulseEdgeError, match="a share above 0 and at most 1"):
         read(profile)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -31,6 +32,29 @@ class Labeller(Protocol):
 
     def label(self, image: Any) -> dict[str, float]:
         """Probabilities by label."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A model's scores on records.
+
+    Attributes:
+        names: of the labels.
+        records: as the table names them.
+        patients: of the records; a record without one stands for itself.
+        score: float64 [records, labels], probabilities.
+        truth: bool [records, labels].
+        skipped: rows that were not scored, by reason.
+        seconds_per_record: drawing and scoring.
+    """
+
+    names: list[str]
+    records: list[str]
+    patients: list[str]
+    score: Scores
+    truth: Truth
+    skipped: dict[str, int]
+    seconds_per_record: float
 
 
 def evaluate(
@@ -60,29 +84,8 @@ def evaluate(
     Raises:
         UserError: the file is not usable, or nothing is left to score.
     """
-    names = list(model.labels)
-    rows, skipped = _choose(read_labels(labels_csv), side, names)
-    rows = rows[:limit] if limit else rows
-    scores, truth, patients = [], [], []
-    start = time.perf_counter()
-    for done, row in enumerate(rows):
-        tick(done, len(rows))
-        try:
-            record = read_record(labels_csv.parent / row["record"])
-        except RecordError:
-            skipped["record cannot be read"] += 1
-            continue
-        answer = model.label(render(record, style).image)
-        scores.append([answer[name] for name in names])
-        truth.append([name in _superclasses(row) for name in names])
-        patients.append(row.get("patient_id") or row["record"])
-    tick(len(rows), len(rows))
-    if not scores:
-        raise UserError(
-            f"No record of {labels_csv} could be scored: {dict(skipped)}. Check paths and labels."
-        )
-    seconds = (time.perf_counter() - start) / len(scores)
-    score, true = np.array(scores), np.array(truth)
+    scored = score_records(model, labels_csv, side, limit, style, tick)
+    names, score, true, patients = scored.names, scored.score, scored.truth, scored.patients
     empty = model.label(blank(style))
     on_blank = np.tile([empty[name] for name in names], (len(score), 1))
     shuffled = score[np.random.default_rng(0).permutation(len(score))]
@@ -98,9 +101,44 @@ def evaluate(
             "probabilities": empty,
         },
         "shuffled": {"auroc": auroc(true, shuffled, names), "f1": f1(true, shuffled, names)},
-        "skipped": dict(skipped),
-        "seconds_per_record": seconds,
+        "skipped": scored.skipped,
+        "seconds_per_record": scored.seconds_per_record,
     }
+
+
+def score_records(
+    model: Labeller,
+    labels_csv: Path,
+    side: str | None = None,
+    limit: int | None = None,
+    style: PaperStyle | None = None,
+    tick: Callable[[int, int], None] = lambda done, total: None,
+) -> Scored:
+    """Render every labelled record and score it; arguments and errors as of :func:`evaluate`."""
+    names = list(model.labels)
+    rows, skipped = _choose(read_labels(labels_csv), side, names)
+    rows = rows[:limit] if limit else rows
+    scores, truth, patients, records = [], [], [], []
+    start = time.perf_counter()
+    for done, row in enumerate(rows):
+        tick(done, len(rows))
+        try:
+            record = read_record(labels_csv.parent / row["record"])
+        except RecordError:
+            skipped["record cannot be read"] += 1
+            continue
+        answer = model.label(render(record, style).image)
+        scores.append([answer[name] for name in names])
+        truth.append([name in _superclasses(row) for name in names])
+        patients.append(row.get("patient_id") or row["record"])
+        records.append(row["record"])
+    tick(len(rows), len(rows))
+    if not scores:
+        raise UserError(
+            f"No record of {labels_csv} could be scored: {dict(skipped)}. Check paths and labels."
+        )
+    seconds = (time.perf_counter() - start) / len(scores)
+    return Scored(names, records, patients, np.array(scores), np.array(truth), dict(skipped), seconds)
 
 
 def _choose(

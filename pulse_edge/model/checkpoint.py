@@ -18,7 +18,7 @@ from pulse_edge.contract import CHECKPOINT_CARD
 from pulse_edge.errors import CheckpointError, MissingExtraError, UnknownNameError, UserError
 from pulse_edge.model.layouts import HEAD, NEWLINE, TABLE, canonical, pulse_config
 from pulse_edge.model.tokenizer import TOKENIZER_CONFIG, Tokenizer
-from pulse_edge.model.weights import brief, open_weights, read_json, refuse
+from pulse_edge.model.weights import brief, open_weights, read_json, refuse, take_quantized
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +86,8 @@ def load_model(path: str | Path, dtype: str | torch.dtype | None = None) -> Puls
 
     Args:
         path: its folder, in the LLaVA or a Hugging Face layout, or a shipped model's name.
-        dtype: of the weights in memory, e.g. ``"float32"``; ``None`` keeps them as they are, uncopied.
+        dtype: of the weights in memory, e.g. ``"float32"``; ``None`` keeps them as they are, uncopied
+            (those that stand as integers are given the embedding table's).
 
     Raises:
         CheckpointError: if anything is missing, left over, damaged or of another shape.
@@ -103,6 +104,9 @@ def load_model(path: str | Path, dtype: str | torch.dtype | None = None) -> Puls
     settings = folder / "config.json"
     raw = read_json(settings)
     weights = open_weights(folder)
+    kept = weights[TABLE].dtype if TABLE in weights else torch.float32
+    for name, weight in take_quantized(weights).items():  # what the integers stand for
+        weights[name] = torch.from_numpy(weight.dequantize()).to(kind or kept)
     try:
         fields = pulse_config(raw, {name: tuple(tensor.shape) for name, tensor in weights.items()})
         config = PulseConfig.from_dict(fields)

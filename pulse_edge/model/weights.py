@@ -9,6 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from pulse_edge.errors import CheckpointError
 from pulse_edge.model.layouts import canonical, computed
+from pulse_edge.model.quantized import (
+    INTEGERS,
+    SCALE,
+    ZERO,
+    QuantizedWeight,
+    quantized_names,
+    quantized_weight,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +59,26 @@ def open_weights(folder: Path) -> dict[str, torch.Tensor]:
             ) from error
     refuse(folder, "lacks", seen, promised, "Download it again, completely.")
     return weights
+
+
+def take_quantized(weights: dict[str, torch.Tensor]) -> dict[str, QuantizedWeight]:
+    """Take the weights that stand as integers out of those of :func:`open_weights`.
+
+    Returns:
+        Them, by canonical name; their parts are no longer in ``weights``.
+
+    Raises:
+        CheckpointError: if one is incomplete or of an unknown form.
+    """
+    found = {}
+    for name in quantized_names(weights):
+        parts = {
+            name + part: weights.pop(name + part).numpy()
+            for part in (INTEGERS, SCALE, ZERO)
+            if name + part in weights
+        }
+        found[name] = quantized_weight(name, parts)
+    return found
 
 
 def _weight_files(folder: Path) -> tuple[list[Path], Iterable[str]]:

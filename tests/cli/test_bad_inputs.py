@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pulse_edge.commands import SAMPLES
+from pulse_edge.samples import SAMPLES
 
 
 @pytest.fixture

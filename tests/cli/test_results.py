@@ -7,10 +7,10 @@ import re
 import pytest
 
 import pulse_edge
-from pulse_edge.commands import SAMPLES, samples
 from pulse_edge.ecg.paper import render
 from pulse_edge.ecg.record import read_record
 from pulse_edge.runtimes.load import load
+from pulse_edge.samples import SAMPLES, samples
 
 LABELS = ["NORM", "MI", "STTC", "CD", "HYP"]
 TIMES = {"preprocess", "vision", "prefill", "decode_per_token"}

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pulse_edge import cli
+from pulse_edge.cli import guard
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_an_unexpected_error_is_one_sentence_unless_debugging(pulse, monkeypatch
     assert "Unexpected KeyError" in done.err
     monkeypatch.setenv("PULSE_EDGE_DEBUG", "1")
     with pytest.raises(KeyError):
-        cli._guard(lambda: cli.app(["doctor"], standalone_mode=False))
+        guard._guard(lambda: cli.app(["doctor"], standalone_mode=False))
 
 
 def test_an_unfinished_command_line_shows_the_help(pulse) -> None:

@@ -8,12 +8,12 @@ import shutil
 import numpy as np
 import pytest
 
-from pulse_edge.commands import SAMPLES, samples
 from pulse_edge.ecg.paper import PaperStyle, blank, render
 from pulse_edge.ecg.record import read_record
 from pulse_edge.ecg.split import SPLITS, split
 from pulse_edge.errors import UnknownNameError, UserError
 from pulse_edge.evaluate.score import auroc, evaluate, f1, interval
+from pulse_edge.samples import SAMPLES, samples
 
 NAMES = ("NORM", "MI", "STTC", "CD", "HYP")
 

@@ -18,7 +18,18 @@ PUBLIC = {
     "preprocess": "(image",
     "load": "(path",
 }
-VERBS = ["doctor", "eval", "export", "run", "train", "verify"]
+VERBS = [
+    "build",
+    "doctor",
+    "eval",
+    "export",
+    "plan",
+    "quantize",
+    "run",
+    "train",
+    "verify",
+]
+GROUPS = {"bundle": ["diff", "install", "keygen", "kit", "rollback", "sign"]}  # pulse-edge bundle diff …
 ERRORS = {
     "PulseEdgeError": 1,
     "UserError": 2,
@@ -29,6 +40,8 @@ ERRORS = {
     "UnknownNameError": 2,
     "MissingExtraError": 1,
     "GateError": 1,
+    "BudgetError": 3,
+    "FitError": 2,
 }
 
 
@@ -70,21 +83,27 @@ def test_the_error_tree_and_its_exit_codes() -> None:
 def test_the_command_has_these_verbs() -> None:
     verbs = sorted(command.name or command.callback.__name__ for command in cli.app.registered_commands)
     assert verbs == VERBS
+    groups = {
+        group.name: sorted(command.name for command in group.typer_instance.registered_commands)
+        for group in cli.app.registered_groups
+    }
+    assert groups == GROUPS
     text = _help()
-    assert all(re.search(rf"\b{verb}\b", text) for verb in VERBS)
+    assert all(re.search(rf"\b{verb}\b", text) for verb in [*VERBS, *GROUPS])
 
 
 def test_every_verb_explains_itself_and_prints_json() -> None:
-    for verb in VERBS:
-        text = _help(verb)
-        assert re.search(rf"Usage: .*\b{verb}\b", text)
+    for words in [(verb,) for verb in VERBS] + [(g, verb) for g, verbs in GROUPS.items() for verb in verbs]:
+        text = _help(*words)
+        assert re.search(rf"Usage: .*\b{' '.join(words)}\b", text)
         assert "--json" in text
 
 
 def test_a_verb_and_its_function_have_the_same_parameters() -> None:
     """One signature for the command line and for Python, but for printing and progress."""
     callbacks = {"report", "on_text", "tick"}
-    for command in cli.app.registered_commands:
+    groups = [group.typer_instance for group in cli.app.registered_groups]
+    for command in [entry for one in [cli.app, *groups] for entry in one.registered_commands]:
         name = command.callback.__name__
         typed = list(inspect.signature(command.callback).parameters)
         called = list(inspect.signature(getattr(commands, name)).parameters)

@@ -7,9 +7,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pulse_edge.commands import SAMPLES
 from pulse_edge.runtimes.load import load
 from pulse_edge.runtimes.session import Session
+from pulse_edge.samples import SAMPLES
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from pulse_edge.commands import SAMPLES
+from pulse_edge.samples import SAMPLES
 
 BLOCKED = """
 import sys

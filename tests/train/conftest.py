@@ -10,9 +10,9 @@ import pytest
 import yaml
 from numpy.typing import NDArray
 
-from pulse_edge.commands import SAMPLES, samples
 from pulse_edge.ecg.record import LEADS, read_record
 from pulse_edge.ecg.split import SPLITS, split
+from pulse_edge.samples import SAMPLES, samples
 
 RECIPE = {
     "name": "tiny",

@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pulse_edge.bundle import sha256_file
-from pulse_edge.commands import samples
 from pulse_edge.ecg import instruct
 from pulse_edge.ecg.record import LEADS
 from pulse_edge.ecg.split import SPLITS, split
 from pulse_edge.errors import UserError
+from pulse_edge.samples import samples
 from pulse_edge.train.dataset import diagnoses
 from pulse_edge.train.examples import read_examples, write_split
 from pulse_edge.train.sources import detect

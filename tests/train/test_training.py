@@ -24,7 +24,7 @@ def test_training_writes_a_model_that_answers(trained: Path) -> None:
     assert card["data"]["records"] == 6
     assert card["data"]["split_sha256"] == sha256_file(trained.with_name("tiny.training") / "split.json")
     session = load(trained)
-    from pulse_edge.commands import SAMPLES
+    from pulse_edge.samples import SAMPLES
 
     scores = session.label(SAMPLES / "normal.png")
     assert list(scores) == ["NORM", "MI", "STTC", "CD", "HYP"]
@@ -83,7 +83,7 @@ def test_bad_input_is_refused_before_anything_is_written(
 def test_the_command_prints_nothing_but_its_result(
     labels_csv: Path, tiny_recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    cli.train(labels_csv, str(tiny_recipe), tmp_path / "tiny", 6, 0, as_json=True)
+    cli.train.train(labels_csv, str(tiny_recipe), tmp_path / "tiny", 6, 0, as_json=True)
     result = json.loads(capfd.readouterr().out)
     assert result["checkpoint"] == str(tmp_path / "tiny")
     assert len(result["metrics"]) == 2

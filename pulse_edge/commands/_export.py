@@ -1,0 +1,76 @@
+"""`export`: a checkpoint becomes a bundle, and its parity with the checkpoint is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pulse_edge.errors import BundleError, UserError
+from pulse_edge.samples import SAMPLES, samples
+
+
+def export(
+    target: str = "jetson",
+    model: str = "pulse-nano",
+    device: str | None = None,
+    precision: str | None = None,
+    output: Path | None = None,
+    force: bool = False,
+    report: Callable[[str], None] = lambda step: None,
+) -> dict[str, Any]:
+    """Export a model to a bundle and measure its parity on the shipped sample ECGs.
+
+    Args:
+        target: ``jetson`` or ``onnx``.
+        model: checkpoint folder or shipped name.
+        device: profile in devices/; the target's usual one by default.
+        precision: fp32, fp16, int8 or int4; the target's usual one by default.
+        output: folder of the bundle; ``./<model>-<target>`` by default.
+        force: replace an existing bundle.
+        report: called with the name of each step.
+
+    Returns:
+        ``{"bundle": path, "bytes": int, "parity": {...}}``.
+
+    Raises:
+        UserError: unknown name, unusable checkpoint, or the output exists.
+        GateError: the bundle failed its parity gate or TensorRT's documented rules; nothing was kept.
+    """
+    from pulse_edge.export import export_bundle
+    from pulse_edge.model.checkpoint import resolve_model
+
+    checkpoint = resolve_model(model)
+    output = Path(output) if output is not None else Path(f"{checkpoint.resolve().name}-{target}")
+    _check_output(output, force)
+
+    def gate(folder: Path, how: str) -> dict[str, Any]:
+        return _parity(checkpoint, folder, how)
+
+    manifest = export_bundle(checkpoint, output, target, device, precision, gate, report)
+    size = sum(entry["bytes"] for entry in manifest["files"].values())
+    return {"bundle": str(output), "bytes": size, "parity": manifest["parity"]}
+
+
+def _check_output(output: Path, force: bool) -> None:
+    """Refuse an output that would destroy something; only a bundle may be replaced."""
+    from pulse_edge.bundle import read_manifest
+
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    try:
+        read_manifest(output)  # other software has files called manifest.json too
+    except BundleError as error:
+        raise UserError(f"{output} exists and is not a bundle. Choose another --output.") from error
+    if not force:
+        raise UserError(f"The bundle {output} exists already. Choose another --output, or add --force.")
+
+
+def _parity(checkpoint: Path, folder: Path, how: str) -> dict[str, Any]:
+    from pulse_edge.ecg.paper import render
+    from pulse_edge.ecg.record import read_record
+    from pulse_edge.evaluate.parity import compare
+    from pulse_edge.runtimes.load import load
+
+    pages = [render(read_record(SAMPLES / row["record"])).image for row in samples()]
+    return compare(load(checkpoint), load(folder), pages, how)
