@@ -9,6 +9,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,21 @@ def test_the_swift_tests_pass(package: Path, request: pytest.FixtureRequest) -> 
     # Optimised: the pictures of the golden vectors take minutes otherwise.
     said = _run("swift", "test", "-c", "release", "-Xswiftc", "-enable-testing", cwd=package, **env)
     assert re.search(r"Test run with \d\d+ tests passed", said), said[-2000:]
+
+
+@needs_swift
+@pytest.mark.skipif(find_spec("coremltools") is None, reason="there is no coremltools here")
+def test_a_bundle_that_export_wrote_is_opened(package: Path, small_checkpoint: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pulse_edge.export.coreml", reason="there is no Core ML export here")
+    from pulse_edge import commands
+
+    bundle = tmp_path / "bundle"
+    commands.export(target="coreml", precision="fp32", model=str(small_checkpoint), output=bundle)
+    said = _run(
+        "swift", "test", "-c", "release", "-Xswiftc", "-enable-testing", "--filter", "anExportedBundle",
+        cwd=package, PULSE_EDGE_COREML_BUNDLE=str(bundle),
+    )  # fmt: skip
+    assert "Test run with 1 test passed" in said
 
 
 @needs_swift

@@ -169,6 +169,32 @@ struct ToyPackage: ModelPackage {
         }
     }
 
+    /// A bundle of `pulse-edge export --target coreml`, where `tests/runtimes/test_swift.py` names one.
+    @Test func anExportedBundleIsSoundAndHasEverythingTheEngineNeeds() throws {
+        guard let path = ProcessInfo.processInfo.environment["PULSE_EDGE_COREML_BUNDLE"] else { return }
+        let folder = URL(fileURLWithPath: path)
+        #expect(try ModelBundle.problems(in: folder) == [])
+        let bundle = try ModelBundle(folder: folder)
+        let roles = bundle.manifest.json["graphs"]!.object!.names
+        #expect(Set(roles).isSuperset(of: ["vision", "embed"]))
+        let recorder = Recorder()
+        let pairs = roles.map { ($0, ToyPackage(role: $0, recorder: recorder)) }
+        let engine = try BundleEngine(Dictionary(uniqueKeysWithValues: pairs), bundle.manifest)
+        #expect(engine.context == bundle.manifest.context)
+        let layout = try bundle.manifest.decoderLayout()
+        let last = bundle.manifest.json["graphs"]![layout.graphs.last!]!["functions"]!
+        #expect(last["prefill"]!["inputs"]!["last"] != nil && last["decode"]!["inputs"]!["last"] == nil)
+        #expect(last["decode"]!["inputs"]!["mask"]!["shape"]!.ints == [1, 1, 1, layout.cache])
+        #expect(last["prefill"]!["inputs"]!["mask"]!["shape"]!.ints == [1, 1, layout.prefill, layout.cache])
+        let units = bundle.manifest.json["coreml"]!["compute_units"]!.object!
+        #expect(Set(units.names).isSuperset(of: ["vision", "embed", "decoder"]))
+        let need = MemoryNeed(bundle.manifest)
+        #expect(need.weights > 10_000 && need.cache > 1000)
+        let tokenizer = try Tokenizer(folder: folder)
+        #expect(try Sampling.answerID(bundle.manifest.scoring.positive, tokenizer) > 2)
+        #expect(bundle.manifest.labels.count == 5)
+    }
+
     @Test func memoryIsCountedFromTheManifest() throws {
         let text = """
             {"model": {"name": "toy"}, "target": "coreml", "preprocessing": {"merge": "flat"},
