@@ -176,7 +176,7 @@ class Toy:
             self._read.append((self._read[-1] * 33 + token + 7) % MODULUS)
         state = self._read[-1]
         return np.array(
-            [(state // 64 * (v + 3) + v * 17) % 1009 / 16 for v in range(self.vocabulary)], np.float32
+            [(state // 64 * (v + 3) + v * 17) % 1009 / 256 for v in range(self.vocabulary)], np.float32
         )
 
     def step(self, token: int) -> NDArray[np.float32]:

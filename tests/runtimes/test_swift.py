@@ -1,4 +1,4 @@
-"""The Swift package: what it takes over from Python is fresh, and where there is Swift it passes its tests."""
+"""The Swift package: what it takes from Python is fresh, and where there is Swift it passes its tests."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_the_xcode_project_names_only_what_it_defines(package: Path) -> None:
     assert text.count("{") == text.count("}")
     assert text.count("(") == text.count(")")
     for setting in ("CODE_SIGN_ENTITLEMENTS", "INFOPLIST_FILE"):
-        for name in re.findall(rf"{setting} = (.*);", text):
+        for name in re.findall(rf"\t{setting} = (.*);", text):
             assert (package / "Sample" / name).is_file()
 
 

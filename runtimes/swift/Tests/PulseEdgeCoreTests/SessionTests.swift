@@ -29,7 +29,7 @@ actor Toy: Backend {
         extended += 1
         for token in tokens { read.append((read.last! * 33 + token + 7) % Golden.modulus) }
         let state = read.last!
-        return (0..<vocabulary).map { Float((state / 64 * ($0 + 3) + $0 * 17) % 1009) / 16 }
+        return (0..<vocabulary).map { Float((state / 64 * ($0 + 3) + $0 * 17) % 1009) / 256 }
     }
 
     func rewind(to position: Int) { read = Array(read[...position]) }
