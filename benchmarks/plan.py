@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import statistics
 from collections import defaultdict
 from pathlib import Path
@@ -236,7 +237,10 @@ def main() -> None:
         "later_by_the_first_fit": later,
         "memory_left": left,
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(result, indent=1)
+    # a row stays on one line, so that a change of one shows as one
+    text = re.sub(r"\{\s+([^{}\[\]]+?)\s+\}", lambda row: "{" + re.sub(r"\s*\n\s*", " ", row[1]) + "}", text)
+    RESULT.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

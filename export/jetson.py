@@ -14,7 +14,7 @@ from pulse_edge.bundle import write_atomic
 from pulse_edge.contract import MAX_TILES
 from pulse_edge.device import Device
 from pulse_edge.errors import GateError
-from pulse_edge.export.decoder import DecoderShape
+from pulse_edge.export.shape import DecoderShape
 from pulse_edge.export.trt_support import problems
 
 WORKSPACE_MIB: Final = 1024

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pulse_edge.errors import UnknownNameError, UserError
-from pulse_edge.export.onnx_writer import GraphWriter
 
-BITS: Final = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
+if TYPE_CHECKING:  # the Core ML target rounds weights without onnx installed
+    from pulse_edge.export.onnx_writer import GraphWriter
+
+BITS: Final = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4, "palette4": 4}
 INT4_BLOCKS: Final = (128, 64)  # TensorRT takes no others; the larger is the smaller file
 # The lowest that will do, since TensorRT's parsers lag behind: half-precision scales of
 # DequantizeLinear came with opset 19, its blocks with 21.
@@ -30,7 +32,7 @@ class Precision:
     """How a decoder is stored and computed.
 
     Attributes:
-        name: fp32, fp16, int8 or int4.
+        name: fp32, fp16, int8, int4 or, for Core ML only, palette4: 16 values for every 16 rows.
         bits: of the linear layers' weights.
         compute: type of activations and of the key-value cache.
     """
@@ -51,7 +53,7 @@ class Precision:
 
 
 def precision(name: str, target: str) -> Precision:
-    """Return a precision for a target: Jetson computes in fp16, ONNX Runtime on a CPU in fp32.
+    """Return a precision for a target: Jetson and Core ML compute in fp16, ONNX Runtime on a CPU in fp32.
 
     Raises:
         UnknownNameError: no such precision.
@@ -61,7 +63,9 @@ def precision(name: str, target: str) -> Precision:
         raise UnknownNameError("precision", name, BITS)
     if target == "jetson" and name == "fp32":
         raise UserError("fp32 wastes a Jetson's memory and tensor cores. Use --precision fp16, int8 or int4.")
-    half = name == "fp16" or target == "jetson"
+    if name == "palette4" and target != "coreml":
+        raise UserError("palette4 is a format of Core ML. Use --precision int4, or --target coreml.")
+    half = name == "fp16" or target == "jetson" or (target == "coreml" and name != "fp32")
     return Precision(name, BITS[name], np.float16 if half else np.float32)
 
 

@@ -29,10 +29,14 @@ _NVFP4_BLOCK: Final = 16  # with an fp8 scale
 # Caches alive at one time: TensorRT's runtime and ONNX Runtime read one and write another beside it.
 _CACHES: Final = {"jetson": 2, "onnx": 2, "coreml": 1}
 _ALIGNMENT: Final = 32  # of Core ML's cache, which also has room for a padded step
+# ONNX Runtime keeps repacked copies of weights, and computes fp16 in fp32: what it holds for every byte
+# (benchmarks/ort_memory.py, once 75 MB of the session are taken off; int4 as seen at 7 B too).
+HELD: Final = {"fp32": 1.0, "fp16": 2.2, "int8": 2.0, "int4": 1.5}
 # What the runtime itself holds (libraries, context, workspace), bytes. Jetson: NVIDIA's published peaks leave
 # 0.8 GB in language models and 1.5 GB in vision-language models, whose tiles' activations are counted
-# apart here (benchmarks/plan.py); the others are our planning assumptions.
-RUNTIME: Final = {"jetson": 1_200_000_000, "onnx": 150_000_000, "coreml": 250_000_000}
+# apart here (benchmarks/plan.py). ONNX Runtime: the peak of `pulse-edge run` on pulse-nano. Core ML: our
+# planning assumption.
+RUNTIME: Final = {"jetson": 1_200_000_000, "onnx": 180_000_000, "coreml": 250_000_000}
 LINES: Final = ("weights", "vision", "kv", "activations", "runtime")
 _TITLES: Final = {
     "weights": "language-model weights",
@@ -159,7 +163,8 @@ def _matrix_bytes(k: int, n: int, setup: Setup) -> int:
 def memory(shape: ModelShape, setup: Setup) -> dict[str, int]:
     """Bytes that each line of :data:`LINES` needs at the worst moment, and their ``total``.
 
-    * vision: tower (only layers that run) and projector, in the computing precision.
+    * weights and vision (tower, only layers that run, and projector, in the computing precision): as stored,
+      times :data:`HELD` in ONNX Runtime.
     * kv: 2 · layers · key-value heads · width · length, times the caches alive at a time.
     * activations: the larger of reading the tiles and reading as much as the runtime reserves for one step. A
       decoder layer holds residual, normed input, queries, keys, values, result and attention's scores, or
@@ -171,9 +176,11 @@ def memory(shape: ModelShape, setup: Setup) -> dict[str, int]:
     attention = step * (2 * shape.hidden + 2 * wide + 2 * narrow) + shape.heads * step * setup.cached(shape)
     mlp = step * (2 * shape.hidden + 3 * shape.ffn)
     seen = setup.tiles * tower.live if tower else 0
+    held = HELD.get(setup.precision, 1.0) if setup.target == "onnx" else 1.0
+    vision = (tower.run_parameters + tower.projector) * size if tower else 0
     lines = {
-        "weights": weight_bytes(shape, setup),
-        "vision": (tower.run_parameters + tower.projector) * size if tower else 0,
+        "weights": round(weight_bytes(shape, setup) * held),
+        "vision": round(vision * (held if setup.precision == "fp16" else 1.0)),
         "kv": setup.cached_bytes(shape, setup.cached(shape)) * _CACHES[setup.target],
         "activations": (max(seen, attention, mlp) + shape.vocab) * size,
         "runtime": RUNTIME[setup.target],

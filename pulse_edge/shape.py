@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,6 +51,7 @@ class ModelShape:
         tied: the head is the embedding table.
         biases: numbers a layer's biases hold.
         context: longest sequence, image included.
+        integers: int4 or int8 where the checkpoint itself holds the matrices so, else None.
     """
 
     name: str
@@ -65,6 +66,7 @@ class ModelShape:
     context: int
     biases: int = 0
     tower: Tower | None = None
+    integers: str | None = None
 
     @property
     def linears(self) -> tuple[tuple[int, int], ...]:
@@ -115,7 +117,16 @@ def read_shape(checkpoint: Path) -> ModelShape:
         ) from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{file} is not an object. Restore the original file.")
-    return shape_of(pulse_config(raw, _weight_shapes(checkpoint)), checkpoint.resolve().name)
+    headers = [_header(path) for path in sorted(checkpoint.glob("*.safetensors"))]
+    if not any(headers):
+        raise CheckpointError(
+            f"{checkpoint} holds no *.safetensors. Give the folder of a complete checkpoint."
+        )
+    entries = {name: entry for header in headers for name, entry in header.items()}
+    weights = dict(_weight(name, entry) for name, entry in entries.items())
+    kinds = {entry["dtype"] for name, entry in entries.items() if name.endswith(INTEGERS)}
+    shape = shape_of(pulse_config(raw, weights), checkpoint.resolve().name)
+    return replace(shape, integers="int4" if "U8" in kinds else "int8" if kinds else None)
 
 
 def shape_of(config: Mapping[str, Any], name: str) -> ModelShape:
@@ -231,18 +242,8 @@ def _convolutions(vision: Mapping[str, Any]) -> Tower:
     return Tower(parameters, parameters, 0, tokens, flops, live)
 
 
-def _weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all weights of a folder by canonical name, from the files' headers."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        shapes.update(_header(file))
-    if not shapes:
-        raise CheckpointError(f"{folder} holds no *.safetensors. Give the folder of a complete checkpoint.")
-    return shapes
-
-
-def _header(file: Path) -> dict[str, tuple[int, ...]]:
-    """Read the shapes in one file's header, whose offsets also say how long the file must be."""
+def _header(file: Path) -> dict[str, dict[str, Any]]:
+    """Read one file's header, dtype and shape of every weight; its offsets say how long the file must be."""
     try:
         with file.open("rb") as stream:
             (size,) = struct.unpack("<Q", stream.read(8))
@@ -253,7 +254,10 @@ def _header(file: Path) -> dict[str, tuple[int, ...]]:
             end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
             if stream.seek(0, 2) != 8 + size + end:
                 raise ValueError("not as long as its header says")
-        return dict(_weight(name, entry) for name, entry in entries.items())
+        return {
+            name: {"dtype": str(entry["dtype"]), "shape": tuple(int(side) for side in entry["shape"])}
+            for name, entry in entries.items()
+        }
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error) as error:
         raise CheckpointError(
             f"{file} is damaged or cut short ({type(error).__name__}). Download this file again."
@@ -262,7 +266,7 @@ def _header(file: Path) -> dict[str, tuple[int, ...]]:
 
 def _weight(name: str, entry: Mapping[str, Any]) -> tuple[str, tuple[int, ...]]:
     """Return a weight's canonical name and shape; integers (model/quantized.py) stand for all of it."""
-    shape = tuple(int(side) for side in entry["shape"])
+    shape: tuple[int, ...] = entry["shape"]
     if name.endswith(INTEGERS):
         name = name.removesuffix(INTEGERS)
         if entry["dtype"] == "U8" and shape:  # two of four bits in a byte

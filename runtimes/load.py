@@ -25,7 +25,7 @@ def load(
     require_key: Path | None = None,
     runtime: str | None = None,
 ) -> Session:
-    """Open a model.
+    """Open a model. A Core ML bundle needs an Apple device; `pulse-edge run` plays it through `export`.
 
     Args:
         path: folder of a bundle (needs neither torch nor transformers), folder of a checkpoint, or a
@@ -64,6 +64,11 @@ def _open_bundle(
     folder: Path, verify: bool, threads: int | None, keys: list[Path], runtime: str | None
 ) -> Session:
     manifest = sound_manifest(folder, keys) if verify or keys else read_manifest(folder)
+    if manifest["target"] == "coreml":
+        raise BundleError(
+            f"{folder} is a Core ML bundle, which runs on an iPhone, an iPad or a Mac. Put it into an app; "
+            'or play it here with `pulse-edge run`, which needs: pip install "pulse-edge[coreml]"'
+        )
     backend, how = _choose(folder, manifest, threads, runtime)
     return open_session(folder, manifest, backend, how)
 
@@ -86,19 +91,20 @@ def sound_manifest(folder: Path, keys: Sequence[Path] = ()) -> dict[str, Any]:
 def open_session(
     folder: Path, manifest: dict[str, Any], backend: Callable[[], Backend], how: str = ""
 ) -> Session:
-    """Open a session over the backend of a bundle; ``how`` says what runs it.
+    """Open a session over the backend of a bundle; ``how``, or the backend's ``runtime``, says what runs it.
 
     Raises:
         BundleError: the manifest lacks a field.
     """
     try:
+        made = backend()
         return Session(
-            backend(),
+            made,
             Tokenizer.from_folder(folder),
             manifest["labels"],
             manifest["scoring"],
             manifest["generation"]["max_new_tokens"],
-            how,
+            how or str(getattr(made, "runtime", "")),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{folder / MANIFEST} lacks a field ({error}). Export the bundle again.") from error
@@ -114,7 +120,7 @@ def _choose(
 
         reason = unusable(folder) if runtime is None else None
         if reason is None:
-            return lambda: TensorRTBackend(folder, manifest), "TensorRT"
+            return lambda: TensorRTBackend(folder, manifest), ""
         how = f"ONNX Runtime, not TensorRT: {reason}. Build engines for it: pulse-edge build {folder}"
     from pulse_edge.runtimes.onnx import OnnxBackend
 

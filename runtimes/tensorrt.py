@@ -58,6 +58,9 @@ class TensorRTBackend:
         manifest: of the bundle.
         engines: folder of the engines, that of the bundle by default.
 
+    Attributes:
+        runtime: the version, and whether the vision graph runs as a CUDA graph.
+
     Raises:
         BundleError: there are no engines, or they are not for this machine.
         MissingExtraError: cuda-python is not installed.
@@ -94,18 +97,21 @@ class TensorRTBackend:
         self._pasts = self._decoder.bounds(next(iter(self._caches)), 2)
         self._hidden: int = decoder["inputs"]["inputs_embeds"]["shape"][2]
         self._tokens_per_tile: int = manifest["preprocessing"]["tokens_per_tile"]
+        self._tiles: tuple[int, ...] = tuple(graphs["vision"]["inputs"]["pixel_values"]["shape"])
         self._allocate(graphs)
-        self._seen_graph: Any = None
-        self._pages = 0
+        self._eye = self._capture_vision()
+        self.runtime = f"TensorRT {self._trt.__version__}"
+        if self._eye is None:
+            self.runtime += ", the vision graph without a CUDA graph: it could not be captured"
         self.position = 0
 
     def _allocate(self, graphs: Mapping[str, Any]) -> None:
         """Reserve all memory at once: what fits now fits later."""
-        new, tiles = self._cuda.allocate, graphs["vision"]["inputs"]["pixel_values"]["shape"]
-        row = self._hidden * 4
-        self._pixels = new(int(np.prod(tiles)) * 4)
+        new, row = self._cuda.allocate, self._hidden * 4
+        self._pixels = new(int(np.prod(self._tiles)) * 4)
         self._features = new(MAX_TILES * self._tokens_per_tile * row)
-        self._ids, self._text, self._embeds = new(self.context * 8), *(new(self.context * row) for _ in "12")
+        self._ids = new(self.context * 8)
+        self._text, self._embeds = (new(self.context * row) for _ in range(2))
         self._sets: list[dict[str, Buffer]] = [
             {name: new(self._cache_bytes(name, self.context)) for name in self._caches} for _ in range(2)
         ]
@@ -123,21 +129,24 @@ class TensorRTBackend:
         if n < MAX_TILES:
             tiles = np.concatenate([tiles, np.zeros((MAX_TILES - n, *tiles.shape[1:]), np.float32)])
         self._cuda.upload(self._pixels, tiles.astype(np.float32, copy=False))
-        if self._seen_graph is not None:
-            self._cuda.launch(self._seen_graph)
+        if self._eye is not None:
+            self._cuda.launch(self._eye)
         else:
-            self._look(tiles.shape)
+            self._look()
         features = np.empty((MAX_TILES, self._tokens_per_tile, self._hidden), np.float32)
         self._cuda.download(features, self._features)
-        self._pages += 1
-        if self._pages == 1:  # the shapes were set by the run before, as a capture needs it
-            self._seen_graph = self._cuda.capture(lambda: self._look(tiles.shape))
         return merge_features(features[:n], image_size, self._merge, self._newline)
 
-    def _look(self, shape: tuple[int, ...]) -> None:
-        self._vision.run(
-            {"pixel_values": (self._pixels.address, shape)}, {"image_features": self._features.address}
-        )
+    def _capture_vision(self) -> Any:
+        """Run the vision graph on nothing, as a capture needs it, and capture it; None where that fails."""
+        self._cuda.upload(self._pixels, np.zeros(self._tiles, np.float32))
+        self._look()
+        self._cuda.synchronize()
+        return self._cuda.capture(self._look)
+
+    def _look(self) -> None:
+        pixels = (self._pixels.address, self._tiles)
+        self._vision.run({"pixel_values": pixels}, {"image_features": self._features.address})
 
     def prefill(self, embeddings: NDArray[np.float32] | None, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Forget everything and read a prompt with one -200 for the image."""

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pulse_edge.commands._plan import read_model
+from pulse_edge.commands._plan import plan, read_model
 from pulse_edge.errors import CheckpointError
 from pulse_edge.model.checkpoint import load_model, resolve_model
 from pulse_edge.shape import read_shape, shape_of
@@ -196,7 +196,12 @@ def test_a_checkpoint_that_holds_integers_has_the_shape_of_the_floats(shared, tm
         else:
             arrays[name] = weight
     save_file(arrays, tmp_path / "model.safetensors")
-    assert replace(read_shape(tmp_path), name="x") == replace(read_shape(folder), name="x")
+    found, floats = read_shape(tmp_path), read_shape(folder)
+    assert (found.integers, floats.integers) == (f"int{bits}", None)
+    assert replace(found, integers=None, name="x") == replace(floats, name="x")
+    planned = plan(str(tmp_path), device="orin-nano-8gb")
+    assert planned["setup"]["precision"] == f"int{bits}"
+    assert plan(str(tmp_path), device="orin-nano-8gb", precision="fp16")["setup"]["precision"] == "fp16"
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

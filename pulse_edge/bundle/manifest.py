@@ -110,7 +110,9 @@ def content_problems(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     if manifest.get("digest") != manifest_digest(manifest):
         problems.append(f"{MANIFEST} differs from what was exported; copy the bundle again.")
     for role, graph in manifest["graphs"].items():
-        if not isinstance(graph, dict) or graph.get("file") not in listed:
+        file = graph.get("file") if isinstance(graph, dict) else None
+        # A Core ML package is a folder of files.
+        if file not in listed and not any(name.startswith(f"{file}/") for name in listed):
             problems.append(f"The graph {role} names no file of the bundle; export the bundle again.")
     try:
         names = [name for name, _ in list_files(folder) if name not in listed and name != MANIFEST]

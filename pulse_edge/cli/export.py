@@ -12,10 +12,12 @@ from pulse_edge.cli.base import Json, app, print_json, steps
 
 @app.command()
 def export(
-    target: Annotated[str, typer.Option(help="jetson or onnx.")] = "jetson",
+    target: Annotated[str, typer.Option(help="jetson, onnx or coreml.")] = "jetson",
     model: Annotated[str, typer.Option(help="Checkpoint folder or shipped name.")] = "pulse-nano",
-    device: Annotated[str | None, typer.Option(help="Device profile, e.g. orin-nano-8gb.")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, fp16, int8 or int4.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device profile, e.g. iphone-15-pro.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, fp16, int8 or int4; for Core ML also palette4.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the bundle.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     as_json: Json = False,
@@ -40,4 +42,9 @@ def export(
         f"  labels     {parity['probability_max_abs']:.2g} in probability, "
         f"{parity['label_flips']} of {parity['labels']} flipped"
     )
+    if "tiles" in parity:
+        tiles = parity["tiles"]
+        typer.echo(
+            f"  tiles      {tiles['max_levels']} grey level(s) in {tiles['changed']:.3%} of the values"
+        )
     typer.echo(f"next         pulse-edge run {result['bundle']} --image PAGE.png")

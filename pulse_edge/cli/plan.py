@@ -24,7 +24,9 @@ _EXTRAPOLATED = "The model is far smaller than any that was fitted: take the tim
 def plan(
     model: Annotated[str, typer.Argument(help="Checkpoint folder, shipped name or recipe.")],
     device: Annotated[str | None, typer.Option(help="Profile of the device.")] = None,
-    precision: Annotated[str, typer.Option(help="fp32, fp16, int8, int4, fp8 or nvfp4.")] = "int4",
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, fp16, int8, int4, fp8 or nvfp4; int4 by default.")
+    ] = None,
     tiles: Annotated[int, typer.Option(help="Views of a page: 5, 4, 3 or 1.")] = 5,
     context: Annotated[int | None, typer.Option(help="Tokens in the cache.")] = None,
     keep: Annotated[float, typer.Option(help="Share of visual tokens left by pruning.")] = 1.0,

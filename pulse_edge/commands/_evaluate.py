@@ -62,18 +62,18 @@ def evaluate(
             "Name MODEL and --records DIR/labels.csv; or, to score answers, --ecgbench DATASET and --answers."
         )
     records = Path(records)
+    from pulse_edge.commands._open import open_model
     from pulse_edge.ecg.paper import PaperStyle
     from pulse_edge.ecg.split import SPLITS
     from pulse_edge.errors import UnknownNameError
     from pulse_edge.evaluate.labels import read_labels
     from pulse_edge.evaluate.score import evaluate as score
-    from pulse_edge.runtimes.load import load
 
     if split is not None and split not in SPLITS:
         raise UnknownNameError("split", split, SPLITS)
     if limit is not None and limit < 1:
         raise UserError("--limit must be at least 1.")
     read_labels(records)  # complain about the file before a model is loaded
-    session = load(model)
+    session = open_model(model)
     result = score(session, records, split, limit, PaperStyle(layout=layout), tick)
     return {**result, "model": str(model), "split": split}

@@ -9,6 +9,8 @@ from typing import Any
 from pulse_edge.errors import BundleError, UserError
 from pulse_edge.samples import SAMPLES, samples
 
+_STEPS = 64  # of decoding, where a state is carried from call to call
+
 
 def export(
     target: str = "jetson",
@@ -22,10 +24,10 @@ def export(
     """Export a model to a bundle and measure its parity on the shipped sample ECGs.
 
     Args:
-        target: ``jetson`` or ``onnx``.
+        target: ``jetson``, ``onnx`` or ``coreml``.
         model: checkpoint folder or shipped name.
         device: profile in devices/; the target's usual one by default.
-        precision: fp32, fp16, int8 or int4; the target's usual one by default.
+        precision: fp32, fp16, int8, int4 or, for Core ML, palette4; the target's usual one by default.
         output: folder of the bundle; ``./<model>-<target>`` by default.
         force: replace an existing bundle.
         report: called with the name of each step.
@@ -67,10 +69,15 @@ def _check_output(output: Path, force: bool) -> None:
 
 
 def _parity(checkpoint: Path, folder: Path, how: str) -> dict[str, Any]:
+    from pulse_edge.commands._open import open_model
     from pulse_edge.ecg.paper import render
     from pulse_edge.ecg.record import read_record
-    from pulse_edge.evaluate.parity import compare
-    from pulse_edge.runtimes.load import load
+    from pulse_edge.evaluate.parity import compare, compare_tiles, probe
 
     pages = [render(read_record(SAMPLES / row["record"])).image for row in samples()]
-    return compare(load(checkpoint), load(folder), pages, how)
+    bundle = open_model(folder)
+    cut = getattr(bundle.backend, "cut", None)  # only Core ML bundles preprocess by themselves
+    result = compare(open_model(checkpoint), bundle, pages, how, *((_STEPS,) if cut else ()))
+    if cut:
+        result["tiles"] = compare_tiles(cut, pages)
+    return {**result, "probe": probe(bundle, pages[0])}

@@ -18,7 +18,7 @@ PRECISION: Final = "int4"
 def plan(
     model: str,
     device: str | None = None,
-    precision: str = PRECISION,
+    precision: str | None = None,
     tiles: int = 5,
     context: int | None = None,
     keep: float = 1.0,
@@ -33,9 +33,9 @@ def plan(
     Args:
         model: checkpoint folder, shipped name, or recipe (pulse-7b, pulse-2b, pulse-0.5b, or a YAML file).
         device: profile in devices/.
-        precision: of the decoder's matrices.
+        precision: of the decoder's matrices; by default that of the checkpoint's own integers, or int4.
         tiles: views of a page, 1, 3, 4 or 5.
-        context: tokens that the cache has room for; by default image, prompt and a report.
+        context: tokens that the cache has room for; by default the image and 512 more.
         keep: share of the visual tokens that pruning leaves.
         kv: precision of the cache, fp16 or int8.
         entitled: the app has both of Apple's memory entitlements.
@@ -58,9 +58,10 @@ def plan(
 
     if (device is None) != every:
         raise UserError("Name the device with --device NAME, or rank all of them with --all, but not both.")
-    if precision not in BITS:
+    if precision is not None and precision not in BITS:
         raise UnknownNameError("precision", precision, BITS)
     shape = read_model(model)
+    precision = precision or shape.integers or PRECISION
     setup = Setup(precision=precision, tiles=tiles, keep=keep, context=context, kv=kv, entitled=entitled)
     common = {"model": shape.name, "parameters": shape.parameters}
     given = {"ram_gb": ram_gb, "bandwidth_gb_s": bandwidth_gb_s}

@@ -50,11 +50,11 @@ def run(
         raise UserError("The question is empty. Write one after --ask, or leave --ask out for a report.")
     if max_new_tokens is not None and max_new_tokens < 1:
         raise UserError("--max-new-tokens must be at least 1.")
+    from pulse_edge.commands._open import open_model
     from pulse_edge.ecg.instruct import REPORT_QUESTION
-    from pulse_edge.runtimes.load import load
 
     page = _page(image, record)
-    session = load(bundle, require_key=require_key, runtime=runtime)
+    session = open_model(bundle, require_key, runtime)
     report(session.runtime)
     both = ask is None and not labels
     text = ""

@@ -71,6 +71,10 @@ def test_verify_says_yes_to_a_sound_bundle(pulse, small_bundle) -> None:
     assert pulse("verify", small_bundle).out == "The bundle is sound.\n"
 
 
+def test_verify_executes_a_bundle(pulse, small_bundle) -> None:
+    assert pulse("verify", small_bundle, "--execute", "--json").json == {"ok": True, "problems": []}
+
+
 def test_verify_names_every_problem_of_a_damaged_bundle(pulse, own_bundle) -> None:
     data = bytearray((own_bundle / "embed.onnx").read_bytes())
     data[-1] ^= 1

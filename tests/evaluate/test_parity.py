@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pulse_edge.errors import GateError
-from pulse_edge.evaluate.parity import LIMITS, TOKENS, compare
+from pulse_edge.evaluate.parity import LIMITS, TOKENS, compare, compare_tiles, probe, probe_problems
+from pulse_edge.model.preprocess import tiles
 
 PAGES = [np.zeros((32, 32, 3), np.uint8)] * 2
 BASE = np.array([0.0, 5.0, 1.0, 4.9], np.float32)  # tokens 1 and 3 are nearly as likely
@@ -89,3 +90,50 @@ def test_what_is_no_number_never_passes(candidate) -> None:
     """An overflow in half precision comes as NaN, which no comparison finds too large."""
     with pytest.raises(GateError):
         compare(Made(), candidate, PAGES, "int4")
+
+
+PICTURES = [np.random.default_rng(0).integers(0, 256, (400, 500, 3), dtype=np.uint8)]
+
+
+def shifted(share: float, levels: int):
+    """PULSE's own cut, with so many values of it changed by so many levels."""
+
+    def cut(picture):
+        made = tiles(picture).astype(int)
+        flat = made.reshape(-1)
+        count = round(share * flat.size)
+        flat[:count] = np.where(flat[:count] > 128, flat[:count] - levels, flat[:count] + levels)
+        return made.astype(np.uint8)
+
+    return cut
+
+
+def test_tiles_are_compared_in_grey_levels() -> None:
+    assert compare_tiles(tiles, PICTURES) == {"max_levels": 0, "changed": 0.0}
+    result = compare_tiles(shifted(5e-4, 2), PICTURES)
+    assert result["max_levels"] == 2
+    assert result["changed"] == pytest.approx(5e-4, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("cut", "sentence"),
+    [
+        (shifted(1e-5, 3), "up to 3 grey levels"),
+        (shifted(2e-3, 1), "in 0.20% of the values"),
+        (lambda picture: tiles(picture)[:4], "into 4 tiles and PULSE into 5"),
+    ],
+)
+def test_other_tiles_are_refused(cut, sentence) -> None:
+    with pytest.raises(GateError, match=sentence):
+        compare_tiles(cut, PICTURES)
+
+
+def test_a_probe_is_repeated_and_its_differences_are_named() -> None:
+    recorded = probe(Made(), PAGES[0])
+    assert recorded == {"tokens": [1] * 8, "labels": {"NORM": 0.2, "MI": 0.8}}
+    assert probe_problems(recorded, Made(probabilities=(0.205, 0.8)), PAGES[0]) == []
+    other = Made(prompt=np.array([9, 0, 0, 0], np.float32), probabilities=(0.22, np.nan))
+    problems = probe_problems(recorded, other, PAGES[0])
+    assert [problem.split()[:3] for problem in problems] == [
+        ["The", "bundle's", "first"], ["The", "label", "NORM"], ["The", "label", "MI"],
+    ]  # fmt: skip

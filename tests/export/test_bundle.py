@@ -209,7 +209,7 @@ def test_what_tensorrt_does_not_document_is_not_exported(quick, checkpoint, tmp_
         ({"target": "jetsn"}, UnknownNameError, "Did you mean 'jetson'"),
         ({"precision": "fp17"}, UnknownNameError, "Unknown precision 'fp17'"),
         ({"device": "orin-nano"}, UnknownNameError, "Did you mean 'orin-nano-"),
-        ({"device": "x86-cpu"}, UserError, "x86-cpu is not a Jetson"),
+        ({"device": "x86-cpu"}, UserError, "the target jetson is for jetson"),
         ({"precision": "fp32"}, UserError, "Use --precision fp16"),
     ],
 )

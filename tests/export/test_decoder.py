@@ -12,7 +12,8 @@ import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from pulse_edge.errors import CheckpointError
-from pulse_edge.export.decoder import decoder_shape, rotary_tables, write_decoder
+from pulse_edge.export.decoder import write_decoder
+from pulse_edge.export.shape import decoder_shape, rotary_tables
 from pulse_edge.export.weights import precision
 from pulse_edge.model.reference import cache_argument
 

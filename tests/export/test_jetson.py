@@ -10,8 +10,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from pulse_edge.export.decoder import DecoderShape
 from pulse_edge.export.jetson import KINDS, profiles
+from pulse_edge.export.shape import DecoderShape
 
 PULSE_7B = DecoderShape(32, 4096, 32, 32, 128, 32000, 4096, 1e4, 1e-5)
 

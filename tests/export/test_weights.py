@@ -14,7 +14,8 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from pulse_edge.errors import UnknownNameError, UserError
 from pulse_edge.export import weights as module
-from pulse_edge.export.decoder import decoder_shape, write_decoder, write_embedding
+from pulse_edge.export.decoder import write_decoder, write_embedding
+from pulse_edge.export.shape import decoder_shape
 from pulse_edge.export.weights import int4_block, precision, quantize
 from pulse_edge.model.reference import cache_argument
 

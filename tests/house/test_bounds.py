@@ -23,7 +23,7 @@ def _joins_the_stages(name: str) -> bool:
 
 
 # Weights and graphs live in these; the core and the runtimes must start without them.
-HEAVY = {"torch", "transformers", "safetensors", "onnx", "onnxscript", "accelerate"}
+HEAVY = {"torch", "transformers", "safetensors", "onnx", "onnxscript", "accelerate", "coremltools"}
 HEAVY_ROOMS = tuple(f"pulse_edge.{room}." for room in ("train", "compress", "export", "model"))
 # What must answer without the heavy packages, beside all of the core outside model/ and the runtimes.
 LIGHT_MODEL_MODULES = {"preprocess", "prompt", "merge", "tokenizer"}

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-HEAVY = ("torch", "transformers", "safetensors", "onnx", "onnxscript", "accelerate")
+HEAVY = ("torch", "transformers", "safetensors", "onnx", "onnxscript", "accelerate", "coremltools")
 # A finder in front of all others: the packages are as good as not installed.
 BLOCK = f"""
 import sys

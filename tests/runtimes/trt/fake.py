@@ -326,6 +326,11 @@ class Builder:
     def _fault(self, network: INetworkDefinition, config: IBuilderConfig) -> str | None:
         if not network.strongly_typed:
             return "the network is not strongly typed, and would be run in another precision"
+        flags = {flag.name for flag in config._flags}
+        if flags & {"FP16", "BF16", "INT8", "INT4", "FP8", "FP4"}:
+            return "flags of precision do not go with a strongly typed network"
+        if "STRIP_PLAN" in flags and not flags & {"REFIT_IDENTICAL", "REFIT"}:
+            return "a plan without weights is to be refit: say how"
         if not config._pools:
             return "no limit of the workspace was set: the default takes all memory of a Jetson"
         dynamic = {t.name: t.shape for t in map(ITensor, network.model.graph.input) if -1 in t.shape}
@@ -578,6 +583,8 @@ class IExecutionContext:
 
     def _run(self, shapes: dict[str, Sequence[int]], addresses: dict[str, int], state: Any) -> None:
         engine = self._engine
+        scratch, size = self._scratch
+        self._cuda.view(scratch, size)[:] = 0xEE  # activations: whatever else lies there is lost
         feed = {}
         for value in engine._model.graph.input:
             kind = np.dtype(TYPES[value.type.tensor_type.elem_type][1])
@@ -585,8 +592,6 @@ class IExecutionContext:
             raw = self._cuda.view(addresses[value.name], size).copy()
             feed[value.name] = raw.view(kind).reshape(shapes[value.name])
         results = engine._compute(feed)
-        scratch, size = self._scratch
-        self._cuda.view(scratch, size)[:] = 0xEE  # activations: whatever else lies there is lost
         for value, result in zip(engine._model.graph.output, results, strict=True):
             if state is not False and state != self._state:
                 result = np.full_like(result, np.nan)  # the context was changed behind a captured graph

@@ -8,7 +8,9 @@ from PIL import Image
 
 from pulse_edge import commands
 from pulse_edge.bundle import read_manifest, verify_bundle
+from pulse_edge.contract import IMAGE_TOKEN_ID
 from pulse_edge.errors import BundleError, MissingExtraError, PulseEdgeError, UserError
+from pulse_edge.model.preprocess import preprocess
 from pulse_edge.runtimes.load import load
 from pulse_edge.runtimes.tensorrt import TensorRTBackend
 from pulse_edge.samples import SAMPLES
@@ -43,14 +45,14 @@ def test_answers_and_labels_are_those_of_onnx_runtime(built, pages, version, pre
     folder, machine = built(version, precision, strip_weights=strip)
     ours, theirs = load(folder), load(folder, runtime="onnx")
     assert type(ours.backend).__name__ == "TensorRTBackend"
-    assert (ours.runtime, theirs.runtime) == ("TensorRT", "ONNX Runtime")
+    assert (ours.runtime, theirs.runtime) == (f"TensorRT {version}", "ONNX Runtime")
     for page, question in zip([*pages, pages[0]], [*QUESTIONS, QUESTIONS[1]], strict=True):
         np.testing.assert_allclose(ours.logits(page, question), theirs.logits(page, question), atol=1e-3)
         assert ours.ask(page, question, 6) == theirs.ask(page, question, 6)
     assert ours.label(pages[0]) == pytest.approx(theirs.label(pages[0]), abs=1e-5)
     assert machine.cuda.sticky == 0
     assert machine.cuda.captures == 1  # the vision graph, once
-    assert machine.cuda.launches == 2
+    assert machine.cuda.launches == 3
 
 
 def test_reading_in_pieces_and_rewinding_equal_reading_at_once(built) -> None:
@@ -74,6 +76,21 @@ def test_reading_in_pieces_and_rewinding_equal_reading_at_once(built) -> None:
     np.testing.assert_allclose(ours.backend.extend(tokens), theirs.backend.extend(tokens), atol=1e-3)
     with pytest.raises(ValueError, match="no tokens"):
         ours.backend.extend([])
+
+
+def test_a_prompt_with_text_on_both_sides_of_the_image(built, pages) -> None:
+    """A session reads the image last; the protocol allows text behind it, too."""
+    folder, _ = built()
+    ours, theirs = load(folder), load(folder, runtime="onnx")
+    encode = ours.tokenizer.encode
+    prompt = [*encode("Look:"), IMAGE_TOKEN_ID, *encode(" Which leads?", bos=False)]
+    tiles, size = preprocess(pages[1]), pages[1].shape[1::-1]
+    logits = [s.backend.prefill(s.backend.encode(tiles, size), prompt) for s in (ours, theirs)]
+    np.testing.assert_allclose(*logits, atol=1e-3)
+    assert ours.backend.position == theirs.backend.position
+    with pytest.raises(UserError, match="context is 512"):
+        ours.backend.prefill(np.zeros((512, 32), np.float32), prompt)
+    assert ours.backend.prefill(None, prompt[:1]).shape == logits[0].shape
 
 
 def test_longer_than_any_profile_is_read_in_pieces_up_to_the_context(built) -> None:
@@ -107,6 +124,7 @@ def test_a_graph_that_cannot_be_captured_is_run_without(built, pages, monkeypatc
         return (0,)
 
     session = load(folder)
+    assert "without a CUDA graph" in session.runtime
     first = session.logits(pages[0], QUESTIONS[0])
     session.logits(pages[1], QUESTIONS[0])
     np.testing.assert_array_equal(session.logits(pages[0], QUESTIONS[0]), first)
@@ -137,7 +155,7 @@ def test_engines_of_another_machine_are_explained_and_built_again(
     with pytest.raises(BundleError, match=rf"{reason}\. Build them from the portable half: pulse-edge build"):
         load(folder, runtime="tensorrt")
     commands.build(folder, device="any", parity=False)
-    assert load(folder).runtime == "TensorRT"
+    assert load(folder).runtime.startswith("TensorRT ")
     assert machine.builds == 3
 
 
@@ -213,12 +231,11 @@ def test_an_engine_of_another_graph_is_refused(built) -> None:
 def test_stripped_engines_need_the_weights_of_their_graph(built) -> None:
     folder, _ = built(strip_weights=True)
     stripped = {p.name: p.stat().st_size for p in (folder / "engines").glob("*.engine")}
-    assert load(folder).runtime == "TensorRT"
+    assert load(folder).runtime.startswith("TensorRT ")
     index = folder / "engines" / "engines.json"
     index.write_text(index.read_text().replace('"stripped": true', '"stripped": false'))
-    backend = TensorRTBackend(folder, read_manifest(folder))
     with pytest.raises(PulseEdgeError, match="weights were stripped and not refitted"):
-        backend.prefill(None, [1, 2])
+        TensorRTBackend(folder, read_manifest(folder))
     assert stripped
 
 

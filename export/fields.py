@@ -1,0 +1,130 @@
+"""What every bundle's manifest says, whatever its target, and the access to a checkpoint's weights."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pulse_edge import contract
+from pulse_edge.bundle import sha256_file, write_atomic
+from pulse_edge.device import Device
+from pulse_edge.doctor import installed_version
+from pulse_edge.evaluate.labels import label_set
+from pulse_edge.export.shape import DecoderShape
+from pulse_edge.export.weights import Precision
+from pulse_edge.model.pulse import PulseForConditionalGeneration
+from pulse_edge.model.tokenizer import Tokenizer
+
+INTENDED_USE = "Research and software testing. Not a medical device; not for diagnosis or treatment."
+MAX_NEW_TOKENS = 128
+
+
+def weights_of(model: PulseForConditionalGeneration) -> Callable[[str], NDArray[np.float32]]:
+    """Return what gives a weight of the language model, float32, by its name there, e.g. ``norm.weight``."""
+    state = model.state_dict()
+    prefix = next(name for name in state if name.endswith("embed_tokens.weight")).removesuffix(
+        "embed_tokens.weight"
+    )
+
+    def weight(name: str) -> NDArray[np.float32]:
+        array: NDArray[np.float32] = state[name if name in state else prefix + name].float().numpy()
+        return array
+
+    return weight
+
+
+def bundle_fields(
+    checkpoint: Path,
+    card: dict[str, Any],
+    model: PulseForConditionalGeneration,
+    tokenizer: Tokenizer,
+    shape: DecoderShape,
+    target: str,
+    device: Device,
+    how: Precision,
+    tokens: int,
+    tools: Iterable[str],
+) -> dict[str, Any]:
+    """Return the manifest's fields but ``graphs`` and what `bundle.write_manifest` adds.
+
+    Args:
+        checkpoint: folder of the checkpoint.
+        card: its ``pulse.json``.
+        model: it, loaded.
+        tokenizer: of the checkpoint.
+        shape: of its decoder.
+        target: of the export.
+        device: that the bundle is for.
+        how: precision of the decoder.
+        tokens: visual tokens of one tile.
+        tools: packages whose versions belong to the record.
+    """
+    labels, scoring = label_set(card)
+    sources = sorted(checkpoint.glob("*.safetensors"))
+    vision, table = (f"fp{8 * np.dtype(kind).itemsize}" for kind in (how.compute, how.table))
+    return {
+        "model": {
+            "name": card["name"],
+            "weights": {path.name: sha256_file(path) for path in sources},
+            "parent": card["parent"],
+            "recipe": card["recipe"],
+            "data": card["data"],
+        },
+        "target": target,
+        "device": {"profile": device.name, "constraints": device.constraints},
+        "precision": {"vision": vision, "embed": table, "decoder": how.name, "lm_head": table},
+        "preprocessing": {
+            "tile_size": contract.TILE_SIZE,
+            "max_tiles": contract.MAX_TILES,
+            "tokens_per_tile": tokens,
+            "grid_pinpoints": [list(size) for size in contract.GRID_PINPOINTS],
+            "mean": list(contract.IMAGE_MEAN),
+            "std": list(contract.IMAGE_STD),
+            "pad_colour": list(contract.PAD_COLOUR),
+            "merge": model.config.merge,
+        },
+        "prompt": {
+            "template": "llava_v1",
+            "system": contract.SYSTEM,
+            "roles": list(contract.ROLES),
+            "separators": [contract.SEP, contract.SEP2],
+        },
+        "generation": {
+            "context": shape.context,
+            "max_new_tokens": MAX_NEW_TOKENS,
+            "bos_id": tokenizer.bos_id,
+            "eos_id": tokenizer.eos_id,
+        },
+        "labels": labels,
+        "scoring": scoring,
+        "accuracy": list(card["metrics"]),
+        "parity": None,
+        "toolchain": _toolchain(tools),
+        "licences": card["licences"],
+        "intended_use": card["intended_use"] or INTENDED_USE,
+    }
+
+
+def _toolchain(tools: Iterable[str]) -> dict[str, str]:
+    names = ("pulse-edge", "torch", "transformers", *tools, "numpy")
+    versions = {name: installed_version(name) or "not installed as a distribution" for name in names}
+    return {"python": platform.python_version(), **versions}
+
+
+def write_companions(folder: Path, checkpoint: Path, card: dict[str, Any]) -> None:
+    """Write what a bundle holds beside its graphs: the tokenizer's files and ``LICENCES.txt``."""
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        if (checkpoint / name).is_file():
+            shutil.copyfile(checkpoint / name, folder / name)
+    write_atomic(folder / "LICENCES.txt", _licences(card).encode())
+
+
+def _licences(card: dict[str, Any]) -> str:
+    rows = [f"{row['what']}: {row['licence']}" for row in card["licences"]]
+    return "\n".join(["Licences of this bundle", *rows, "", card["intended_use"] or INTENDED_USE, ""])
