@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import runpy
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -71,7 +71,9 @@ def _swift(value: Any, tuples: bool = False) -> str:
 
 def outputs() -> dict[Path, str]:
     """Return the text of every generated file, by its path."""
-    makers: Mapping[str, Callable[[], Any]] = runpy.run_path(str(HERE / "golden.py"))["MAKERS"]
+    makers: dict[str, Callable[[], Any]] = {}
+    for file in ("golden.py", "golden_bundle.py"):
+        makers |= runpy.run_path(str(HERE / file))["MAKERS"]
     texts = {CONSTANTS: constants()}
     for name, make in makers.items():
         # One case a line: a change shows as the cases that it changes.
@@ -85,16 +87,15 @@ def outputs() -> dict[Path, str]:
 
 def main(arguments: list[str]) -> int:
     """Write the files, or with ``--check`` compare them; return the exit code."""
-    stale = [
-        path for path, text in outputs().items() if not path.is_file() or path.read_text("utf-8") != text
-    ]
+    made = outputs()
+    stale = [path for path, text in made.items() if not path.is_file() or path.read_text("utf-8") != text]
     if arguments == ["--check"]:
         for path in stale:
             sys.stderr.write(f"{path} is stale; run: python runtimes/swift/generate.py\n")
         return 1 if stale else 0
     for path in stale:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(outputs()[path], encoding="utf-8")
+        path.write_text(made[path], encoding="utf-8")
     return 0
 
 

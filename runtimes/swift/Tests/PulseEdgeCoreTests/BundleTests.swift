@@ -39,7 +39,9 @@ import Testing
             }
             #expect(problems == row["problems"]!.strings, "\(row["name"]!)")
             if let digest = row["digest"]?.string {
-                #expect(try ModelBundle.digest(ModelBundle.readManifest(folder)) == digest)
+                let manifest = try ModelBundle.readManifest(folder)
+                #expect(ModelBundle.digest(manifest) == digest)
+                #expect(Signature.message(manifest) == Data(row["message"]!.string!.utf8))
             }
         }
     }
