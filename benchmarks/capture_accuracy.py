@@ -8,8 +8,8 @@ photos, upside down or on its side. The model answers for the page, for each pho
 `rectify` makes of it. Printed are macro AUROC over the superclasses, its share of the clean page's above
 chance, and a 95 % interval of the gain (bootstrap over records, the same ones for both).
 
-Writes benchmarks/results/capture_accuracy.json. With ``--scores`` every record's answers are kept in a file, and
-a run that was interrupted goes on there.
+Writes benchmarks/results/capture_accuracy.json. With ``--scores`` the answers for each record are kept in a
+file, and a run that was interrupted goes on there.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def main() -> None:
     """Draw, fit, test, write."""
     parser = argparse.ArgumentParser(description="Fit the orientation network of capture.")
     parser.add_argument("labels", type=Path)
-    parser.add_argument("--pages", type=int, default=900)
+    parser.add_argument("--pages", type=int, default=800)
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()

@@ -14,22 +14,25 @@ from typing import Final
 
 import cv2
 import numpy as np
-import scipy.fft
 from numpy.typing import NDArray
 
-from pulse_edge.runtimes.capture.mesh import STEP_MM, sample, unroll
+from pulse_edge.runtimes.capture.field import continued, smooth_field
+from pulse_edge.runtimes.capture.lines import (
+    GRID,
+    MINOR,
+    best_shift,
+    correlate,
+    global_shift,
+    learn,
+    measure,
+    repeats,
+    vote,
+)
+from pulse_edge.runtimes.capture.mesh import STEP_MM, sample
 
 Floats = NDArray[np.float64]
 
-PX_PER_MM: Final = 4.8  # of the unrolled picture
-_HARMONICS: Final = 12
-# What a grid is before it has been seen: 5 mm lines a little darker than the 1 mm lines.
-_GRID: Final = np.array([0.4, 0.4, 0.4, 0.4, 1.0, 0.2, 0.2, 0.2, 0.2, 0.5, 0.1, 0.1])
-_SHIFTS: Final = np.arange(-25, 25) * 0.1  # millimetres
-_PER_MM: Final = 10  # shifts
-_MINOR: Final = np.arange(1, _HARMONICS + 1) % 5 == 0  # the harmonics of the 1 mm lines alone
-_NO_MAJOR: Final = 0.9  # see _repeats; then no line can be told from the next, and none is passed
-_WAVE: Final = np.exp(2j * np.pi / STEP_MM * np.arange(1, _HARMONICS + 1)[:, None] * _SHIFTS)
+_NO_MAJOR: Final = 0.9  # see repeats; then no line can be told from the next, and none is passed
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,6 @@ _WIDER: Final = 5  # nodes beyond the first mesh, at most
 _TRIES: Final = 5  # rounds in which a node may fail
 _STRONG: Final = 0.55  # correlation from which a node is held
 _COMING: Final = 0.45  # and from which it is taken in beside nodes that are held
-_DECAY: Final = 2.0  # nodes over which a neighbour's say falls by a factor e
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,13 @@ class Lattice:
 def refine(signal: NDArray[np.float32], mesh: Floats) -> Lattice:
     """Refine a mesh against a picture's line signal, float32 [H, W]."""
     work = _Work(signal, mesh)
-    seen = _measure(signal, mesh, 25.0)
+    seen = measure(signal, mesh, 25.0)
     for family, coefficients in enumerate(seen):
-        if _repeats(_score(coefficients, _GRID)) > _NO_MAJOR:
-            work.shape[family, ~_MINOR] = 0
+        if repeats(correlate(coefficients, GRID)) > _NO_MAJOR:
+            work.shape[family, ~MINOR] = 0
             work.reach[family] = 0.5
     work.template *= work.shape
-    shift = [_global_shift(c, t) for c, t in zip(seen, work.template, strict=True)]
+    shift = [global_shift(c, t) for c, t in zip(seen, work.template, strict=True)]
     work.mesh = _moved(mesh, np.broadcast_to(np.array(shift), mesh.shape))
     for turn in FIRST:
         work.run(turn)
@@ -104,7 +106,7 @@ class _Work:
 
     def __init__(self, signal: NDArray[np.float32], mesh: Floats) -> None:
         self.signal, self.mesh = signal, mesh
-        self.template = np.tile(_GRID, (2, 1))
+        self.template = np.tile(GRID, (2, 1))
         self.shape = np.ones_like(self.template)  # 0 for harmonics that this grid lacks
         self.reach = [STEP_MM / 2, STEP_MM / 2]
         self.strength = np.zeros(mesh.shape[:2])
@@ -113,11 +115,11 @@ class _Work:
     def run(self, turn: Pass) -> None:
         """Measure and move once."""
         field, sure = np.zeros_like(self.mesh), np.zeros((2, *self.strength.shape))
-        for family, coefficients in enumerate(_measure(self.signal, self.mesh, turn.window)):
-            voted = _vote(_score(coefficients, self.template[family]), turn.vote)
-            found, sure[family] = _best(voted, min(turn.reach, self.reach[family]))
+        for family, coefficients in enumerate(measure(self.signal, self.mesh, turn.window)):
+            voted = vote(correlate(coefficients, self.template[family]), turn.vote)
+            found, sure[family] = best_shift(voted, min(turn.reach, self.reach[family]))
             field[..., family], self.residual[family] = smooth_field(found, sure[family], turn.stiffness)
-            learnt = _learn(coefficients, field[..., family], sure[family])
+            learnt = learn(coefficients, field[..., family], sure[family])
             self.template[family] = learnt * self.shape[family]
         self.mesh = _moved(self.mesh, field)
         self.strength = np.sqrt(sure[0] * sure[1])
@@ -168,9 +170,9 @@ class _Work:
     def look(self, turn: Pass) -> tuple[Floats, Floats]:
         """Measure without moving: shifts [rows, columns, 2] and how sure each is [2, rows, columns]."""
         found = []
-        for family, coefficients in enumerate(_measure(self.signal, self.mesh, turn.window)):
-            voted = _vote(_score(coefficients, self.template[family]), turn.vote)
-            found.append(_best(voted, min(turn.reach, self.reach[family])))
+        for family, coefficients in enumerate(measure(self.signal, self.mesh, turn.window)):
+            voted = vote(correlate(coefficients, self.template[family]), turn.vote)
+            found.append(best_shift(voted, min(turn.reach, self.reach[family])))
         return np.stack([shift for shift, _ in found], axis=-1), np.stack([sure for _, sure in found])
 
     def inside(self) -> NDArray[np.bool_]:
@@ -192,156 +194,7 @@ def _largest(good: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.asarray(label == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax()))
 
 
-def continued(mesh: Floats, held: NDArray[np.bool_]) -> Floats:
-    """Continue a mesh beyond the nodes that are held.
-
-    What the best homography leaves is continued as a plane through the nearest held nodes of each.
-
-    Args:
-        mesh: float64 [rows, columns, 2].
-        held: bool [rows, columns], at least three that are not in line.
-
-    Returns:
-        float64 [rows, columns, 2].
-    """
-    rows, columns = held.shape
-    r, c = np.indices((rows, columns), dtype=np.float64)
-    index = np.stack([c, r], axis=-1)
-    homography = np.asarray(cv2.findHomography(index[held], mesh[held], 0)[0], np.float64)
-    # cv2 gives no matrix for nodes in line.
-    flat = cv2.perspectiveTransform(index, homography) if homography.ndim == 2 else np.zeros_like(mesh)
-    mesh = mesh - flat
-    near = [np.exp(-np.abs(np.subtract.outer(np.arange(n), np.arange(n))) / _DECAY) for n in (rows, columns)]
-    basis = np.stack([np.ones_like(r), r, c])
-    moments = np.stack(
-        [held * a * b for a in basis for b in basis]
-        + [held * a * mesh[..., k] for a in basis for k in range(2)]
-    )
-    total = near[0] @ moments @ near[1].T
-    normal = np.moveaxis(total[:9].reshape(3, 3, rows, columns), (0, 1), (2, 3))
-    right = np.moveaxis(total[9:].reshape(3, 2, rows, columns), (0, 1), (2, 3))
-    # In coordinates around each node the numbers are tame and its value is the first unknown.
-    shift = np.zeros((rows, columns, 3, 3))
-    shift[..., range(3), range(3)] = 1
-    shift[..., 1, 0], shift[..., 2, 0] = -r, -c
-    normal = shift @ normal @ np.swapaxes(shift, -1, -2)
-    right = shift @ right
-    scale = normal[..., 0, 0][..., None, None]
-    solved = np.linalg.solve(normal / scale + np.diag([0, 1e-6, 1e-6]), right / scale)
-    return np.asarray(flat + solved[..., 0, :])
-
-
-def _measure(signal: NDArray[np.float32], mesh: Floats, window_mm: float) -> list[NDArray[np.complex128]]:
-    """Fourier coefficients of the lines around each node, for both families: complex [rows, columns, K]."""
-    flat = np.asarray(unroll(signal, mesh, PX_PER_MM), np.float32)
-    rows, columns = mesh.shape[:2]
-    step = round(STEP_MM * PX_PER_MM)
-    half = round(window_mm * PX_PER_MM / 2)
-    at = np.arange(-half, half) + 0.5
-    hann = np.cos(np.pi * at / (2 * half)) ** 2
-    turn = np.exp(-2j * np.pi / step * at[:, None] * np.arange(1, _HARMONICS + 1))
-    kernel = (hann[:, None] * turn).astype(np.complex64)
-    padded = np.pad(flat, half)
-    out = []
-    for picture, along, beside in ((padded, columns, rows), (padded.T, rows, columns)):
-        across = np.stack(
-            [hann.astype(np.float32) @ picture[k * step : k * step + 2 * half] for k in range(beside)]
-        )
-        windows = np.lib.stride_tricks.sliding_window_view(across, 2 * half, axis=1)[:, ::step][:, :along]
-        found = windows @ kernel.real + 1j * (windows @ kernel.imag)
-        out.append(found.astype(np.complex128))
-    return [out[0], out[1].transpose(1, 0, 2)]
-
-
-def _score(coefficients: NDArray[np.complex128], template: Floats) -> Floats:
-    """Correlation of each node's lines with the template at every shift: float64 [rows, columns, S]."""
-    size = np.sqrt((np.abs(coefficients) ** 2).sum(-1, keepdims=True)) + 1e-9
-    size = np.maximum(size, 0.3 * np.median(size))
-    weighted = coefficients * (template / np.linalg.norm(template)) / size
-    return np.asarray(weighted.real @ _WAVE.real - weighted.imag @ _WAVE.imag)
-
-
-def _repeats(score: Floats) -> float:
-    """How high a node's score still is 1 mm beside its best: near 1 where all lines are alike."""
-    best = score.max(-1)
-    at = score.argmax(-1)[..., None] + np.array([-_PER_MM, _PER_MM])
-    beside = np.take_along_axis(score, at % score.shape[-1], -1).max(-1)
-    weight = best.clip(0, None) ** 2
-    return float((weight * beside / np.maximum(best, 1e-9)).sum() / max(float(weight.sum()), 1e-9))
-
-
-def _global_shift(coefficients: NDArray[np.complex128], template: Floats) -> float:
-    """The shift of the whole mesh that puts its nodes on 5 mm lines."""
-    return float(_SHIFTS[_score(coefficients, template).sum((0, 1)).argmax()])
-
-
-def _vote(score: Floats, sigma: float) -> Floats:
-    """Average scores over neighbouring nodes."""
-    for axis in range(2):
-        at = np.arange(score.shape[axis])
-        weight = np.exp(-0.5 * ((at[:, None] - at) / sigma) ** 2)
-        weight /= weight.sum(1, keepdims=True)
-        score = np.moveaxis(np.tensordot(weight, score, axes=(1, axis)), 0, axis)
-    return score
-
-
-def _best(score: Floats, reach: float) -> tuple[Floats, Floats]:
-    """The shift of the highest score within reach, interpolated, and that score: [rows, columns] each."""
-    allowed = np.flatnonzero(np.abs(_SHIFTS) <= reach)
-    inner = score[..., allowed]
-    k = inner.argmax(-1)
-    edge = (k == 0) | (k == len(allowed) - 1)
-    k = np.clip(k, 1, len(allowed) - 2)
-    before, here, after = (np.take_along_axis(inner, (k + d)[..., None], -1)[..., 0] for d in (-1, 0, 1))
-    bend = before - 2 * here + after
-    vertex = np.where(bend < 0, (before - after) / (2 * np.where(bend < 0, bend, 1)), 0).clip(-0.5, 0.5)
-    shift = _SHIFTS[allowed][k] + vertex * (_SHIFTS[1] - _SHIFTS[0])
-    return shift, np.where(edge, 0, here.clip(0, 1))
-
-
-def smooth_field(values: Floats, weight: Floats, stiffness: float) -> tuple[Floats, Floats]:
-    """Fit a smooth field to values of which some are wrong.
-
-    Penalised least squares on a grid, solved by cosine transforms and reweighted by how far each value is off
-    (Garcia, Computational Statistics & Data Analysis 2010).
-
-    Args:
-        values: float64 [rows, columns].
-        weight: float64 [rows, columns], 0 or more.
-        stiffness: factor on the squared Laplacian.
-
-    Returns:
-        The field and the residual of each value, float64 [rows, columns] each.
-    """
-    rows, columns = values.shape
-    bend = (2 - 2 * np.cos(np.pi * np.arange(rows) / rows))[:, None] + (
-        2 - 2 * np.cos(np.pi * np.arange(columns) / columns)
-    )
-    filtering = 1 / (1 + stiffness * bend**2)
-    base = (weight / max(float(weight.max()), 1e-9)) ** 2
-    field = np.full_like(values, float(np.median(values[weight >= np.median(weight)])))
-    kept = base
-    for turn in range(4):
-        for _ in range(6 if turn else 12):
-            mixed = kept * (values - field) + field
-            field = scipy.fft.idctn(filtering * scipy.fft.dctn(mixed, norm="ortho"), norm="ortho")
-        off = values - field
-        typical = 1.4826 * float(np.median(np.abs(off[base > 0.1]))) if bool((base > 0.1).any()) else 0.1
-        limit = 4.685 * max(typical, 0.02)
-        kept = base * np.clip(1 - (off / limit) ** 2, 0, None) ** 2
-    return field, off
-
-
 def _moved(mesh: Floats, shift_mm: Floats) -> Floats:
     """Take the lines to where they were seen: node (r, c) moves to what stood ``shift_mm`` further on."""
     rows, columns = np.indices(mesh.shape[:2], dtype=np.float64)
     return sample(mesh, columns + shift_mm[..., 0] / STEP_MM, rows + shift_mm[..., 1] / STEP_MM)
-
-
-def _learn(coefficients: NDArray[np.complex128], shift: Floats, sure: Floats) -> Floats:
-    """What this grid looks like: mean coefficients of the sure nodes, moved into place."""
-    order = np.arange(1, _HARMONICS + 1)
-    placed = coefficients * np.exp(2j * np.pi / STEP_MM * shift[..., None] * order)
-    size = np.sqrt((np.abs(placed) ** 2).sum(-1, keepdims=True)) + 1e-9
-    mean = ((placed / size).real * sure[..., None] ** 2).sum((0, 1)).clip(0, None)
-    return np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-9) + 0.02)

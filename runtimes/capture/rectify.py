@@ -33,7 +33,7 @@ SEEN: Final = 0.5  # strength from which the grid counts as seen at a node
 _LEAST_SEED: Final = 8.0  # score of the global search below which there is no grid
 _TRIED: Final = 4  # seeds
 _REACH: Final = 4.0  # nodes to each side over which the scale is taken
-_PLAIN: Final = 0.4  # share of the mesh at which the grid is seen that ends the search
+_PLAIN: Final = 0.6  # share of the mesh at which the grid is seen that ends the search
 _LEAST_NODES: Final = 40  # nodes at which the grid must be seen: 1,000 mm²
 
 
@@ -154,7 +154,7 @@ def find_lattice(signal: NDArray[np.float32], clock: _Clock | None = None) -> tu
     seeds = find_seeds(found)
     clock.lap("seed")
     best: Lattice | None = None
-    most = _LEAST_NODES
+    most = 0.0
     for seed in seeds[:_TRIED]:
         if seed.score < _LEAST_SEED:
             break
@@ -165,8 +165,10 @@ def find_lattice(signal: NDArray[np.float32], clock: _Clock | None = None) -> tu
         lattice = _trim(refine(signal, first_mesh(phase, found.centre, trust, signal.shape)), signal.shape)
         clock.lap("lattice")
         seen = int(np.count_nonzero(lattice.strength > SEEN))
-        if seen >= most:
-            best, most = lattice, seen
+        # By area, so that the spacing does not matter.
+        area = seen / abs(float(np.linalg.det(seed.frequency)))
+        if seen >= _LEAST_NODES and area > most:
+            best, most = lattice, area
         if seen >= max(_LEAST_NODES, _PLAIN * lattice.strength.size):
             break
     return best, seeds[0].score

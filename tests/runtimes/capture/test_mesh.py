@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.interpolate import CubicHermiteSpline
 
-from pulse_edge.runtimes.capture.lattice import continued, smooth_field
+from pulse_edge.runtimes.capture.field import continued, smooth_field
 from pulse_edge.runtimes.capture.mesh import cubic, pixel_maps, sample
 
 

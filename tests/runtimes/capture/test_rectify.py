@@ -160,13 +160,19 @@ def _ruled(page: Page, minor: float, major: float, dotted: bool = False) -> NDAr
 
 
 @pytest.mark.parametrize(
-    ("minor", "major", "dotted"), [(25, 60, False), (110, 60, True), (0, 90, False), (80, 0, False)]
+    ("minor", "major", "dotted", "style"),
+    [
+        (25, 60, False, replace(BENT, rotation_deg=19.0)),
+        (110, 60, True, replace(BENT, rotation_deg=-27.0)),
+        (0, 90, False, replace(BENT, rotation_deg=19.0)),
+        (90, 0, False, PhotoStyle(tilt_deg=5.0, rotation_deg=4.0, jpeg=85)),
+    ],
 )
-def test_other_grids(root: Path, minor: float, major: float, dotted: bool) -> None:
+def test_other_grids(root: Path, minor: float, major: float, dotted: bool, style: PhotoStyle) -> None:
     record = read_record(root / "pulse_edge" / "assets" / "samples" / "00299.hea")
     page = render(record, PaperStyle(grid=None))
     ruled = _ruled(page, minor, major, dotted)
-    photo = photograph(ruled, page.px_per_mm, replace(BENT, rotation_deg=19.0), (1500, 1125))
+    photo = photograph(ruled, page.px_per_mm, style, (1500, 1125))
     found = rectify(photo.image)
     mm, true, _ = on_page(found, photo)
     assert found.grid_found
