@@ -14,20 +14,13 @@ from pulse_edge.contract import MAX_TILES
 from pulse_edge.device import Device
 from pulse_edge.export.coreml import metadata
 from pulse_edge.export.coreml.compress import check_compressed
-from pulse_edge.export.coreml.decoder import (
-    MASKED,
-    Chunk,
-    Layout,
-    Source,
-    build_chunk,
-    plan_chunks,
-    plan_layout,
-)
+from pulse_edge.export.coreml.decoder import MASKED, build_chunk
 from pulse_edge.export.coreml.embedding import convert_embedding
+from pulse_edge.export.coreml.layout import Chunk, Layout, Source, plan_chunks, plan_layout
 from pulse_edge.export.coreml.package import FLOOR_NAMES, convert, finish, program
 from pulse_edge.export.coreml.preprocess import convert_preprocess
 from pulse_edge.export.coreml.vision import convert_vision
-from pulse_edge.export.fields import bundle_fields, weights_of, write_companions
+from pulse_edge.export.fields import bundle_fields, hash_weights, weights_of, write_companions
 from pulse_edge.export.shape import DecoderShape, decoder_shape
 from pulse_edge.export.weights import Precision
 from pulse_edge.model.checkpoint import load_model, read_card
@@ -61,7 +54,16 @@ def export_to_folder(
         report("vision package")
         vision, tokens = convert_vision(folder / "vision.mlpackage", model, how)
         fields = bundle_fields(
-            checkpoint, card, model, tokenizer, shape, target, device, how, tokens, ("coremltools",)
+            hash_weights(checkpoint),
+            card,
+            model.config.merge,
+            tokenizer,
+            shape,
+            target,
+            device,
+            how,
+            tokens,
+            ("coremltools",),
         )
         layout = plan_layout(shape, _context(model, shape, tokens), how)
         fields["generation"]["context"] = layout.context
