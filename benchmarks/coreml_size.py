@@ -92,7 +92,8 @@ def play_vision(folder: Path, precision: str) -> dict[str, Any]:
 def convert_chunk(folder: Path, precision: str, index: int) -> dict[str, Any]:
     """Convert one chunk of a 7B decoder; return seconds, layers, weights and the package's bytes."""
     from pulse_edge.export.coreml.compress import check_compressed
-    from pulse_edge.export.coreml.decoder import Source, build_chunk, plan_chunks, plan_layout
+    from pulse_edge.export.coreml.decoder import build_chunk
+    from pulse_edge.export.coreml.layout import Source, plan_chunks, plan_layout
     from pulse_edge.export.coreml.package import convert, finish, program
     from pulse_edge.export.shape import DecoderShape
     from pulse_edge.export.weights import precision as read_precision

@@ -17,7 +17,7 @@ from pulse_edge.bundle import write_manifest
 from pulse_edge.evaluate.labels import label_set
 from pulse_edge.export.checks import Pages, execute_profiles, keep_in_range
 from pulse_edge.export.fields import bundle_fields, hash_weights, toolchain, write_companions
-from pulse_edge.export.jetson import check, write_build_files
+from pulse_edge.export.jetson import bounded, check, write_build_files
 from pulse_edge.export.journal import Journal, files_of, fingerprint, partial_folder
 from pulse_edge.export.onnx_writer import check_graph
 from pulse_edge.export.prompts import Questions
@@ -50,6 +50,7 @@ def export_to_folder(
             report(f"int4 does not fit {len(plan.kept)} layer(s), which stay in fp16")
         tokens = _copy_rest(folder, checkpoint, source, card)
         if options.target == "jetson":
+            source.shape = bounded(source.shape, tokens)
             write_build_files(folder, source.shape, tokens, options.device)
         fields = bundle_fields(
             weights,

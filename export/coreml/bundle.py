@@ -14,16 +14,9 @@ from pulse_edge.contract import MAX_TILES
 from pulse_edge.device import Device
 from pulse_edge.export.coreml import metadata
 from pulse_edge.export.coreml.compress import check_compressed
-from pulse_edge.export.coreml.decoder import (
-    MASKED,
-    Chunk,
-    Layout,
-    Source,
-    build_chunk,
-    plan_chunks,
-    plan_layout,
-)
+from pulse_edge.export.coreml.decoder import MASKED, build_chunk
 from pulse_edge.export.coreml.embedding import convert_embedding
+from pulse_edge.export.coreml.layout import Chunk, Layout, Source, plan_chunks, plan_layout
 from pulse_edge.export.coreml.package import FLOOR_NAMES, convert, finish, program
 from pulse_edge.export.coreml.preprocess import convert_preprocess
 from pulse_edge.export.coreml.vision import convert_vision

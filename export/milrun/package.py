@@ -81,11 +81,19 @@ class Package:
         return Counter(operation.type for operation in _walk(block) if operation.type != "const")
 
     def new_state(self, function: str | None = None) -> dict[str, NDArray[Any]]:
-        """Return empty states: zeros, float16 if the package rounds and they are declared so."""
-        return {
-            name: np.zeros(state.shape, self._state_dtype(state))
-            for name, state in self._of(function).states.items()
-        }
+        """Return empty states: zeros, float16 if the package rounds and they are declared so.
+
+        Raises:
+            BundleError: a state is declared larger than memory.
+        """
+        states = self._of(function).states
+        try:
+            return {name: np.zeros(state.shape, self._state_dtype(state)) for name, state in states.items()}
+        except (MemoryError, ValueError) as error:
+            raise BundleError(
+                f"A state of {self.path} is declared larger than the memory here ({error}). "
+                "Copy or export the package again."
+            ) from error
 
     def run(
         self,

@@ -81,7 +81,7 @@ def fill_like(ref_tensor: Tensor, value: Tensor | None = None) -> Tensor:
     return fill(list(ref_tensor.shape), value)
 
 
-@op(moves=True)
+@op()
 def range_1d(start: Tensor, end: Tensor, step: Tensor) -> Tensor:
     """start, start + step, … before end."""
     first, last, by = (value.reshape(()).item() for value in (start, end, step))

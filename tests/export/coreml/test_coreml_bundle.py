@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from coremltools.converters.mil.frontend.milproto.load import load as milproto_load
 from coremltools.models.utils import load_spec
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -19,7 +20,7 @@ from pulse_edge.bundle import read_manifest, verify_bundle, write_manifest
 from pulse_edge.contract import IMAGE_MEAN
 from pulse_edge.errors import BundleError, FitError, GateError, MissingExtraError, PulseEdgeError, UserError
 from pulse_edge.export import export_bundle
-from pulse_edge.export.coreml import metadata
+from pulse_edge.export.coreml import layout, metadata
 from pulse_edge.export.coreml.player import CoremlBackend
 from pulse_edge.export.milrun import load_package
 from pulse_edge.model.checkpoint import load_model
@@ -75,13 +76,13 @@ def test_the_manifest_says_what_an_app_must_know(exported):
     assert sorted(manifest["graphs"]) == ROLES
     assert manifest["device"]["profile"] == "iphone-15-pro"
     assert manifest["coreml"]["floor"] == {"ios": "18.0", "macos": "15.0"}
-    layout = manifest["coreml"]["decoder"]
-    assert (layout["graphs"], layout["prefill"], layout["masked"]) == (["decoder"], 32, -1e4)
-    assert layout["cache"] % 32 == 0
+    lengths = manifest["coreml"]["decoder"]
+    assert (lengths["graphs"], lengths["prefill"], lengths["masked"]) == (["decoder"], 32, -1e4)
+    assert lengths["cache"] % 32 == 0
     assert manifest["generation"]["context"] == 512
     decode = manifest["graphs"]["decoder"]["functions"]["decode"]
-    assert decode["inputs"]["mask"] == {"dtype": "float16", "shape": [1, 1, 1, layout["cache"]]}
-    assert decode["states"]["k_cache"] == {"dtype": "float16", "shape": [2, 2, layout["cache"], 8]}
+    assert decode["inputs"]["mask"] == {"dtype": "float16", "shape": [1, 1, 1, lengths["cache"]]}
+    assert decode["states"]["k_cache"] == {"dtype": "float16", "shape": [2, 2, lengths["cache"], 8]}
     assert decode["outputs"] == {"logits": {"dtype": "float16", "shape": [1, 700]}}
     assert manifest["graphs"]["preprocess"]["inputs"]["image"]["shape"] == [[16, 8192], [16, 8192], 3]
     assert manifest["graphs"]["vision"]["inputs"]["tiles"] == {"dtype": "rgb8", "shape": [1680, 336, 3]}
@@ -93,7 +94,12 @@ def test_the_manifest_says_what_an_app_must_know(exported):
 @pytest.mark.parametrize("role", ROLES)
 def test_every_package_says_what_it_is_and_it_reloads(exported, role):
     folder, result = exported("fp16")
-    description = load_spec(str(folder / f"{role}.mlpackage")).description
+    spec = load_spec(str(folder / f"{role}.mlpackage"))
+    weights = folder / f"{role}.mlpackage/Data/com.apple.CoreML/weights"
+    # coremltools' own reader infers every type and shape anew.
+    functions = milproto_load(spec, spec.specificationVersion, str(weights)).functions
+    assert list(functions) == (["prefill", "decode"] if role == "decoder" else ["main"])
+    description = spec.description
     about, manifest = description.metadata, read_manifest(folder)
     assert about.author == metadata.AUTHOR
     assert manifest["intended_use"] in about.shortDescription
@@ -252,6 +258,21 @@ def test_the_player_follows_the_manifest(exported):
     backend.position = backend.context
     with pytest.raises(UserError, match="the bundle's context is 512"):
         backend.step(1)
+
+
+def test_a_large_decoder_is_several_packages_that_are_called_in_order(
+    small_checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(layout, "_CHUNK", 1)
+    manifest = export_bundle(small_checkpoint, tmp_path / "out", "coreml", precision="fp32")
+    assert manifest["coreml"]["decoder"]["graphs"] == ["decoder-0", "decoder-1"]
+    assert verify_bundle(tmp_path / "out") == []
+    about = load_spec(str(tmp_path / "out/decoder-1.mlpackage")).description.metadata
+    assert "Part 2 of several" in about.shortDescription
+    played = CoremlBackend(tmp_path / "out", manifest)
+    torch = TorchBackend(load_model(small_checkpoint, "float32"))
+    for tokens in (range(3, 43), [50], [60]):
+        assert np.abs(played.extend(list(tokens)) - torch.extend(list(tokens))).max() < 1e-4
 
 
 @pytest.mark.parametrize("name", ["pulse_tiny_flat", "pulse_tiny_spatial_unpad"])

@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from pulse_edge.export.coreml import decoder as coreml_decoder
-from pulse_edge.export.coreml.decoder import MASKED, Source, build_chunk, plan_chunks, plan_layout
+from pulse_edge.export.coreml import layout as coreml_layout
+from pulse_edge.export.coreml.decoder import MASKED, build_chunk
+from pulse_edge.export.coreml.layout import Source, plan_chunks, plan_layout
 from pulse_edge.export.coreml.package import convert, finish, program
 from pulse_edge.export.milrun import load_package
 from pulse_edge.export.shape import DecoderShape, decoder_shape
@@ -115,7 +116,7 @@ def llama():
 
 def test_chunks_pass_rows_on_and_give_the_same(llama, tmp_path, monkeypatch):
     whole = Played(llama, FP32, tmp_path)
-    monkeypatch.setattr(coreml_decoder, "_CHUNK", 1)
+    monkeypatch.setattr(coreml_layout, "_CHUNK", 1)
     cut = Played(llama, FP32, tmp_path)
     assert [package.path.stem for package in cut.packages] == ["decoder-0", "decoder-1"]
     assert list(cut.packages[0].outputs("decode")) == ["hidden_out"]

@@ -277,6 +277,15 @@ class TestDamage:
         ):
             package.run("total", {}, package.new_state("total"))
 
+    def test_a_state_beyond_memory(self, own: Path) -> None:
+        def change(spec: Any) -> None:
+            for function in spec.description.functions:
+                function.state[0].type.stateType.arrayType.shape[0] = 2**60
+
+        self._edit(own, change)
+        with pytest.raises(BundleError, match="declared larger than the memory here"):
+            load_package(own).new_state("add")
+
     def test_weights_outside_the_package_are_not_read(self, own: Path) -> None:
         def change(spec: Any) -> None:
             for operation in spec.mlProgram.functions["add"].block_specializations["CoreML8"].operations:
