@@ -95,8 +95,9 @@ def find_seeds(found: Spectra) -> list[Seed]:
     mean = [power[max(0, r - 1) : r + 2, max(0, c - 1) : c + 2].mean((0, 1)) for r, c in groups]
     low, high = 1 / _PERIODS[1], 1 / _PERIODS[0]
     # From a tenth of the lowest 1 mm frequency to a little more than twice the highest.
-    first, count = 4 * _STEPS, int(np.log2(high / low) * _STEPS) + 1
-    radius = low * 2.0 ** (np.arange(-first, count + 2 * _STEPS) / _STEPS)
+    first, count = int(np.log2(10) * _STEPS) + 1, int(np.log2(high / low) * _STEPS) + 1
+    last = int(np.log2(10.5 / 5) * _STEPS) + 1
+    radius = low * 2.0 ** (np.arange(-first, count + last) / _STEPS)
     angle = np.pi * np.arange(_ANGLES) / _ANGLES
     x, y = radius * np.cos(angle)[:, None], radius * np.sin(angle)[:, None]
     level = np.stack(mean, axis=-1) ** np.float32(_GAMMA)
@@ -238,7 +239,8 @@ def _peak(power: NDArray[np.float32], expected: Floats, reach: float) -> tuple[F
     inner = patch[1:-1, 1:-1]
     r, c = np.unravel_index(int(inner.argmax()), inner.shape)
     r, c = r + 1, c + 1
-    level = float(np.median(patch)) + 1e-6
+    middle = patch.size // 2
+    level = float(np.partition(patch, middle, axis=None)[middle]) + 1e-6  # the median, faster
     weight = float(np.log(patch[r, c] / level + 1e-6))
     near = np.log(patch[r - 1 : r + 2, c - 1 : c + 2] + 1e-6).astype(np.float64)
     found = np.array([columns[c] + _vertex(near[1]), rows[r] + _vertex(near[:, 1])])
