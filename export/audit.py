@@ -108,7 +108,7 @@ def peaks(
     states = [dict(_caches(graph)) | dict(feed) for feed in feeds]
     for inputs, outputs in graph.parts():
         model, names = observed(graph.part(inputs, outputs), graph.types)
-        session = open_model(model, path.parent)
+        session = open_model(model, path.parent, optimise=False)
         for state in states:
             found = run(session, state, [*outputs, *(name + _PEAK for name in names)])
             state.update((name, found[name]) for name in outputs)

@@ -84,8 +84,14 @@ class Graph:
         yield before, [name for name in ends if not cuts or not name.startswith("present.")]
 
 
-def open_model(model: onnx.ModelProto, folder: Path) -> Any:
+def open_model(model: onnx.ModelProto, folder: Path, optimise: bool = True) -> Any:
     """Open a graph in memory, whose weights lie in a folder, in ONNX Runtime.
+
+    Args:
+        model: the graph.
+        folder: of its data files.
+        optimise: as a user's session does; without, weights are widened one by one as they are used, and
+            no second copy of them is kept.
 
     Raises:
         GateError: ONNX Runtime cannot load it.
@@ -99,6 +105,8 @@ def open_model(model: onnx.ModelProto, folder: Path) -> Any:
     options.enable_cpu_mem_arena = False  # a part is run once or twice: memory goes back at once
     # In the order of the file: what looks at a tensor runs before the next is made.
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         return onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]

@@ -162,7 +162,10 @@ def find_lattice(signal: NDArray[np.float32], clock: _Clock | None = None) -> tu
         clock.lap("frequency field")
         if not (trust > 0).all(1).any():
             continue
-        lattice = _trim(refine(signal, first_mesh(phase, found.centre, trust, signal.shape)), signal.shape)
+        first = first_mesh(phase, found.centre, trust, signal.shape)
+        if first is None:
+            continue
+        lattice = _trim(refine(signal, first), signal.shape)
         clock.lap("lattice")
         seen = int(np.count_nonzero(lattice.strength > SEEN))
         # By area, so that the spacing does not matter.

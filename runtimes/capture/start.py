@@ -19,7 +19,7 @@ _MARGIN: Final = 1  # nodes around what was seen
 _MOST: Final = 200  # nodes along a side
 
 
-def first_mesh(phase: PhaseMap, centre: Floats, trust: Floats, shape: tuple[int, ...]) -> Floats:
+def first_mesh(phase: PhaseMap, centre: Floats, trust: Floats, shape: tuple[int, ...]) -> Floats | None:
     """Make a mesh of the part of a picture where the grid was seen.
 
     Args:
@@ -29,7 +29,7 @@ def first_mesh(phase: PhaseMap, centre: Floats, trust: Floats, shape: tuple[int,
         shape: height and width of the picture.
 
     Returns:
-        float64 [rows, columns, 2], pixels.
+        float64 [rows, columns, 2], pixels; None if the map spans less than a cell.
     """
     height, width = shape[:2]
     step = max(height, width) / _SAMPLES
@@ -45,7 +45,10 @@ def first_mesh(phase: PhaseMap, centre: Floats, trust: Floats, shape: tuple[int,
     high = np.ceil(mm.max(0) / STEP_MM) + _MARGIN
     count = np.minimum(high - low + 1, _MOST).astype(int)
     nodes = np.stack(np.meshgrid(*(low[k] + np.arange(count[k]) for k in range(2))), axis=-1) * STEP_MM
-    middle, scale = mm.mean(0), np.abs(mm - mm.mean(0)).max()
+    middle = mm.mean(0)
+    scale = np.abs(mm - middle).max()
+    if not scale > STEP_MM:  # of a picture without contrast, every pixel has the same place
+        return None
     powers = [(a, total - a) for total in range(_DEGREE + 1) for a in range(total + 1)]
 
     def basis(at: Floats) -> Floats:

@@ -194,7 +194,7 @@ def test_a_page_without_a_grid_takes_its_outline(root: Path) -> None:
     assert np.abs(corners - [[0, 0], [width, 0], [0, height], [width, height]]).max() < 8
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 900), (700, 3), (16, 16), (40, 1500)])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 900), (700, 3), (16, 16), (40, 1500), (720, 1280)])
 @pytest.mark.parametrize("kind", ["grey", "noise", "black"])
 def test_any_picture_gives_a_page(shape: tuple[int, int], kind: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
