@@ -5,8 +5,8 @@
     python benchmarks/coreml_parity.py nano-fp32 nano-fp16
 
 On the six shipped ECGs: the visual embeddings, the logits behind a prompt, and those of 64 steps with the
-tokens that PyTorch chooses. Prints the greatest absolute differences and the greedy tokens that agree, and writes
-benchmarks/results/coreml_parity.json with the machine and the date. "fp32" is what the program and the
+tokens that PyTorch chooses. Prints the greatest absolute differences and the greedy tokens that agree, and
+writes benchmarks/results/coreml_parity.json with the machine and the date. "fp32" is what the program and the
 stored weights mean; "fp16" adds the rounding of every result that the program declares fp16.
 """
 

@@ -1,32 +1,36 @@
 """The language model as one ONNX graph with its key-value cache going in and out.
 
-Plain operators only, which both ONNX Runtime and TensorRT's parser take; the attention is written
-out. Hazards of half precision are met in the graph: norms, softmax and rotary embedding are
-computed in float32, and the mask is -1e4, which float16 can hold. Covered are decoders of Llama's
-form (grouped-query attention and biases included, so Qwen2's too) with plain rotary embeddings.
+Operators of the standard only. The profile ``trt`` writes attention, norms and rotary embedding out, which
+both ONNX Runtime and every TensorRT 10 take; ``trt10.15`` and ``ort`` use opset 23's Attention,
+RMSNormalization and RotaryEmbedding. Keys and values are joined with their past outside of Attention,
+whose own past TensorRT does not take. Hazards of half precision are met in the graph: norms, softmax and
+rotary embedding are computed in float32, and the mask is -1e4, which float16 can hold. Covered are
+decoders of Llama's form (grouped-query attention and biases included, so Qwen2's too) with plain rotary
+embeddings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pulse_edge.contract import exact_div
-from pulse_edge.export.onnx_writer import GraphWriter
-from pulse_edge.export.shape import DecoderShape, Weights, rotary_tables
-from pulse_edge.export.weights import Precision, int4_block, linear
+from pulse_edge.export.linear import chosen_form, linear, rows, vector
+from pulse_edge.export.onnx_writer import GraphWriter, Place
+from pulse_edge.export.shape import DecoderShape, rotary_tables
+from pulse_edge.export.weights import Precision, Weights
+from pulse_edge.model.layouts import HEAD, TABLE
 
 MASKED: Final = -1e4
+EMBED: Final = "embed.onnx"
 
 
-def write_decoder(
-    path: Path, shape: DecoderShape, weights: Weights, how: Precision, tick: Callable[[], None] = lambda: None
-) -> list[str]:
-    """Write ``decoder.onnx`` and its data.
+def plan_decoder(
+    path: Path, shape: DecoderShape, weights: Weights, how: Precision, table: Place | None = None
+) -> tuple[GraphWriter, list[str]]:
+    """Write ``decoder.onnx`` and say what goes into its data.
 
     Inputs: ``inputs_embeds`` float32 [1, S, H] and for every layer ``past_key_values.i.key`` and
     ``.value`` [1, KV, P, D] in the computing type; S ≥ 1 and P ≥ 0 are dynamic, and the new tokens
@@ -36,23 +40,19 @@ def write_decoder(
     Args:
         path: of the graph.
         shape: of the decoder.
-        weights: gives a weight by its name inside the language model, e.g.
-            ``layers.0.self_attn.q_proj.weight``, ``norm.weight``, ``lm_head.weight``; asked once for each,
-            and written before the next is asked for.
+        weights: by canonical name, e.g. ``text.layers.0.self_attn.q_proj.weight``.
         how: precision of the linear layers.
-        tick: called after every layer.
+        table: of a tied model, where the embedding table lies in embed.onnx's data, which is then shared.
 
     Returns:
-        Names of the layers that int4 does not fit, which are stored as float16.
-
-    Raises:
-        CheckpointError: a weight is not finite in its precision.
+        The writer, whose ``fill`` makes the data, and the names of the layers that int4 does not fit,
+        which are stored as float16.
     """
-    with GraphWriter(path, "decoder", how.opset) as writer:
-        decoder = _Decoder(writer, shape, weights, how)
-        decoder.write(tick)
-        writer.save({"precision": how.name, "context": str(shape.context)})
-    return decoder.kept
+    writer = GraphWriter(path, "decoder", how.opset)
+    decoder = _Decoder(writer, shape, weights, how)
+    decoder.write(table)
+    writer.save({"precision": how.name, "profile": how.profile, "context": str(shape.context)})
+    return writer, decoder.kept
 
 
 class _Decoder:
@@ -62,7 +62,7 @@ class _Decoder:
         self.groups = exact_div(shape.heads, shape.kv_heads)
         self.kept: list[str] = []
 
-    def write(self, tick: Callable[[], None]) -> None:
+    def write(self, table: Place | None) -> None:
         w, s = self.w, self.shape
         embeds = w.input("inputs_embeds", np.float32, [1, "S", s.hidden])
         caches = [
@@ -77,30 +77,63 @@ class _Decoder:
         x = self._narrow(embeds, "embeds")
         for i, (key, value) in enumerate(caches):
             x = self._layer(i, x, key, value)
-            tick()
         minus_one, end, axis = (w.constant([v], np.int64) for v in (-1, np.iinfo(np.int64).max, 1))
         last = self._norm(w.op("Slice", x, minus_one, end, axis, name="last"), "norm")
-        head = linear(w, last, "lm_head", self.weights("lm_head.weight"), self.how, keep=True)
-        w.op("Reshape", self._wide(head, "lm_head/f32"), w.constant([1, s.vocab], np.int64), name="logits")
+        self._head(w.op("Reshape", last, w.constant([1, s.hidden], np.int64), name="last/row"), table)
+
+    def _head(self, last: str, table: Place | None) -> None:
+        """Logits of one position [1, H]. The head is never rounded to integers: its error is not averaged
+        out. Gemm takes it as the checkpoint has it, [V, H], so that a tied model's lies on disk once."""
+        w, how = self.w, self.how
+        if table is not None:
+            stored = w.borrow(table, f"{EMBED}.data")
+        else:
+            key = HEAD if self.has(HEAD) else TABLE
+            stored = rows(w, "lm_head.weight", self.weights, key, how.table).name
+        if how.table is not how.compute:
+            stored = w.cast(stored, how.compute, "lm_head.weight/cast")
+        half = self.compute is np.float16
+        logits = w.op("Gemm", last, stored, name="lm_head" if half else "logits", transB=1)
+        if half:
+            w.cast(logits, np.float32, "logits")
+
+    def has(self, key: str) -> bool:
+        try:
+            self.weights.shape(key)
+        except KeyError:
+            return False
+        return True
 
     def _positions(self, embeds: str, past: str) -> None:
         """Rotary tables and mask for positions P .. P + S - 1, from the shapes alone."""
-        w = self.w
+        w, s = self.w, self.shape
         zero, one = w.constant(0, np.int64), w.constant(1, np.int64)
         length = w.op("Gather", w.op("Shape", embeds, name="embeds/shape"), one, name="S")
         offset = w.op("Gather", w.op("Shape", past, name="past/shape"), w.constant(2, np.int64), name="P")
         total = w.op("Add", offset, length, name="P+S")
-        rows = w.op("Range", offset, total, one, name="rows")
+        places = w.op("Range", offset, total, one, name="rows")
         columns = w.op("Range", zero, total, one, name="columns")
-        cos, sin = rotary_tables(self.shape)
-        self.cos = w.op("Gather", w.weight("rotary.cos", cos), rows, name="cos")
-        self.sin = w.op("Gather", w.weight("rotary.sin", sin), rows, name="sin")
-        if self.groups > 1:  # the query heads that share a key head follow each other as rows
-            rows = w.op("Concat", *[rows] * self.groups, name="rows/groups", axis=0)
-        rows = w.op("Unsqueeze", rows, w.constant([1], np.int64), name="rows/column")
-        seen = w.op("LessOrEqual", columns, rows, name="seen")
+        width = exact_div(s.head_dim, 2) if self.how.fused else s.head_dim
+        self.cos, self.sin = (self._rotary(k, name, width) for k, name in enumerate(("cos", "sin")))
+        if self.how.fused:
+            self.places = w.op("Unsqueeze", places, w.constant([0], np.int64), name="rows/batch")
+        else:
+            self.cos = w.op("Gather", self.cos, places, name="cos")
+            self.sin = w.op("Gather", self.sin, places, name="sin")
+            if self.groups > 1:  # the query heads that share a key head follow each other as rows
+                places = w.op("Concat", *[places] * self.groups, name="rows/groups", axis=0)
+        places = w.op("Unsqueeze", places, w.constant([1], np.int64), name="rows/column")
+        seen = w.op("LessOrEqual", columns, places, name="seen")
         shown, hidden = w.constant(0.0, np.float32), w.constant(MASKED, np.float32)
         self.mask = w.op("Where", seen, shown, hidden, name="mask")
+        if self.how.fused:
+            mask = w.op("Unsqueeze", self.mask, w.constant([0, 1], np.int64), name="mask/4d")
+            self.mask = self._narrow(mask, "mask/narrow")
+
+    def _rotary(self, k: int, name: str, width: int) -> str:
+        shape = self.shape
+        form = (shape.context, width)
+        return self.w.weight(f"rotary.{name}", np.float32, form, lambda: rotary_tables(shape)[k][:, :width])
 
     def _layer(self, i: int, x: str, key: str, value: str) -> str:
         w, name = self.w, f"layers.{i}"
@@ -114,15 +147,28 @@ class _Decoder:
 
     def _attention(self, i: int, y: str, key: str, value: str) -> str:
         w, s, name = self.w, self.shape, f"layers.{i}.self_attn"
-        q = self._rotate(
-            self._split(self._linear(y, f"{name}.q_proj"), s.heads), f"{name}.q", s.head_dim**-0.5
-        )
+        scale = 1.0 if self.how.fused else s.head_dim**-0.5
+        q = self._rotate(self._split(self._linear(y, f"{name}.q_proj"), s.heads), f"{name}.q", scale)
         k = self._rotate(self._split(self._linear(y, f"{name}.k_proj"), s.kv_heads), f"{name}.k")
         v = self._split(self._linear(y, f"{name}.v_proj"), s.kv_heads)
         k = w.op("Concat", key, k, name=f"present.{i}.key", axis=2)
         v = w.op("Concat", value, v, name=f"present.{i}.value", axis=2)
         for tensor in (k, v):
             w.output(tensor, self.compute, [1, s.kv_heads, "P+S", s.head_dim])
+        if self.how.fused:
+            out = w.op(
+                "Attention", q, k, v, self.mask, name=f"{name}.mixed", scale=s.head_dim**-0.5,
+                softmax_precision=1,
+            )  # fmt: skip
+        else:
+            out = self._mix(name, q, k, v)
+        out = w.op("Transpose", out, name=f"{name}.mixed/tokens", perm=[0, 2, 1, 3])
+        flat = w.constant([1, -1, s.heads * s.head_dim], np.int64)
+        return self._linear(w.op("Reshape", out, flat, name=f"{name}.mixed/flat"), f"{name}.o_proj")
+
+    def _mix(self, name: str, q: str, k: str, v: str) -> str:
+        """Attention in primitive operators; q is scaled."""
+        w, s = self.w, self.shape
         if self.groups > 1:  # [1, heads, S, D] -> [1, kv_heads, groups * S, D]
             shared = w.constant([1, s.kv_heads, -1, s.head_dim], np.int64)
             q = w.op("Reshape", q, shared, name=f"{name}.q/groups")
@@ -134,9 +180,7 @@ class _Decoder:
         if self.groups > 1:
             apart = w.constant([1, s.heads, -1, s.head_dim], np.int64)
             out = w.op("Reshape", out, apart, name=f"{name}.mixed/heads")
-        out = w.op("Transpose", out, name=f"{name}.mixed/tokens", perm=[0, 2, 1, 3])
-        flat = w.constant([1, -1, s.heads * s.head_dim], np.int64)
-        return self._linear(w.op("Reshape", out, flat, name=f"{name}.mixed/flat"), f"{name}.o_proj")
+        return out
 
     def _split(self, x: str, heads: int) -> str:
         shape = self.w.constant([1, -1, heads, self.shape.head_dim], np.int64)
@@ -147,6 +191,9 @@ class _Decoder:
         """Rotate pairs of channels by their position (Su et al., RoFormer, 2021), in float32, and scale."""
         w, half = self.w, exact_div(self.shape.head_dim, 2)
         x = self._wide(x, f"{name}/f32")
+        if self.how.fused:
+            x = w.op("RotaryEmbedding", x, self.cos, self.sin, self.places, name=f"{name}/rotated")
+            return self._narrow(x, f"{name}/narrow")
         zero, middle, end, axis = (w.constant([v], np.int64) for v in (0, half, 2 * half, 3))
         low = w.op("Slice", x, zero, middle, axis, name=f"{name}/low")
         high = w.op("Slice", x, middle, end, axis, name=f"{name}/high")
@@ -160,23 +207,26 @@ class _Decoder:
 
     def _norm(self, x: str, name: str) -> str:
         """Divide by the root of the mean square (Zhang and Sennrich, RMSNorm, 2019), in float32."""
-        w = self.w
+        w, epsilon = self.w, self.shape.epsilon
         x = self._wide(x, f"{name}/f32")
+        gain = vector(w, f"{name}.weight", self.weights, f"text.{name}.weight", np.float32)
+        if self.how.fused:
+            unit = w.op("RMSNormalization", x, gain, name=f"{name}/scaled", axis=-1, epsilon=epsilon)
+            return self._narrow(unit, name)
         square = w.op("Mul", x, x, name=f"{name}/square")
         mean = w.op("ReduceMean", square, w.constant([-1], np.int64), name=f"{name}/mean", keepdims=1)
-        shifted = w.op("Add", mean, w.constant(self.shape.epsilon, np.float32), name=f"{name}/shifted")
+        shifted = w.op("Add", mean, w.constant(epsilon, np.float32), name=f"{name}/shifted")
         unit = w.op("Div", x, w.op("Sqrt", shifted, name=f"{name}/root"), name=f"{name}/unit")
-        gain = w.weight(f"{name}.weight", self.weights(f"{name}.weight"))
         return self._narrow(w.op("Mul", unit, gain, name=f"{name}/scaled"), name)
 
     def _linear(self, x: str, name: str) -> str:
-        weight = self.weights(f"{name}.weight")
-        if self.how.bits == 4 and int4_block(weight.T.shape) is None:
+        key = f"text.{name}.weight"
+        if self.how.bits == 4 and chosen_form(self.weights, key, self.how) is None:
             self.kept.append(name)
-        y = linear(self.w, x, name, weight, self.how)
+        y = linear(self.w, x, name, self.weights, key, self.how)
         if name.rpartition(".")[2] not in self.shape.biased:
             return y
-        bias = self.w.weight(f"{name}.bias", self.weights(f"{name}.bias"), self.compute)
+        bias = vector(self.w, f"{name}.bias", self.weights, f"text.{name}.bias", self.compute)
         return self.w.op("Add", y, bias, name=f"{name}/biased")
 
     def _wide(self, x: str, name: str) -> str:
@@ -186,14 +236,21 @@ class _Decoder:
         return x if self.compute is np.float32 else self.w.cast(x, self.compute, name)
 
 
-def write_embedding(path: Path, table: NDArray[np.float32], how: Precision) -> None:
-    """Write ``embed.onnx``: ``input_ids`` int64 [1, S] -> ``inputs_embeds`` float32 [1, S, H]."""
-    with GraphWriter(path, "embed", opset=18) as w:
-        ids = w.input("input_ids", np.int64, [1, "S"])
-        stored = w.weight("embed_tokens.weight", table, how.table)
-        half = how.table is np.float16
-        rows = w.op("Gather", stored, ids, name="rows" if half else "inputs_embeds", axis=0)
-        if half:
-            w.cast(rows, np.float32, "inputs_embeds")
-        w.output("inputs_embeds", np.float32, [1, "S", table.shape[1]])
-        w.save()
+def plan_embedding(path: Path, weights: Weights, how: Precision) -> tuple[GraphWriter, Place]:
+    """Write ``embed.onnx``: ``input_ids`` int64 [1, S] -> ``inputs_embeds`` float32 [1, S, H].
+
+    Its data is the table alone, row by row, so that a runtime may also map the file and look up itself.
+
+    Returns:
+        The writer, whose ``fill`` makes the data, and the place of the table.
+    """
+    w = GraphWriter(path, "embed", opset=18)
+    ids = w.input("input_ids", np.int64, [1, "S"])
+    table = rows(w, "embed_tokens.weight", weights, TABLE, how.table)
+    half = how.table is np.float16
+    found = w.op("Gather", table.name, ids, name="rows" if half else "inputs_embeds", axis=0)
+    if half:
+        w.cast(found, np.float32, "inputs_embeds")
+    w.output("inputs_embeds", np.float32, [1, "S", table.shape[1]])
+    w.save()
+    return w, table

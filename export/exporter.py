@@ -3,73 +3,175 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
-from pulse_edge.bundle import atomic_folder, write_manifest
-from pulse_edge.device import Device
-from pulse_edge.export.decoder import write_decoder, write_embedding
-from pulse_edge.export.fields import bundle_fields, weights_of, write_companions
-from pulse_edge.export.graphs import write_vision
-from pulse_edge.export.jetson import check, write_build_files
+from pulse_edge.bundle import write_manifest
+from pulse_edge.evaluate.labels import label_set
+from pulse_edge.export.checks import Pages, execute_profiles, keep_in_range
+from pulse_edge.export.fields import bundle_fields, hash_weights, toolchain, write_companions
+from pulse_edge.export.jetson import bounded, check, write_build_files
+from pulse_edge.export.journal import Journal, files_of, fingerprint, partial_folder
 from pulse_edge.export.onnx_writer import check_graph
-from pulse_edge.export.shape import decoder_shape
-from pulse_edge.export.weights import Precision
+from pulse_edge.export.prompts import Questions
+from pulse_edge.export.source import Source
+from pulse_edge.export.stream import Options, Plan, plan_bundle, refuse_full_disk
 from pulse_edge.model.checkpoint import load_model, read_card
+from pulse_edge.model.layouts import NEWLINE
 from pulse_edge.model.tokenizer import Tokenizer
+
+TOOLS = ("onnx", "onnxscript")
 
 
 def export_to_folder(
-    checkpoint: Path,
-    output: Path,
-    target: str,
-    device: Device,
-    how: Precision,
-    gate: Callable[[Path, str], dict[str, Any]] | None,
-    report: Callable[[str], None],
+    source: Source, output: Path, options: Options, gate: Callable[[Path, str], dict[str, Any]] | None
 ) -> dict[str, Any]:
     """Do what ``pulse_edge.export.export_bundle`` promises, once its arguments are checked."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of packages that nobody misses
-    tokenizer = Tokenizer.from_folder(checkpoint)
-    card = read_card(checkpoint)
+    how, report, checkpoint = options.how, options.report, source.folder
+    tokenizer, card = Tokenizer.from_folder(checkpoint), read_card(checkpoint)
     report("reading the checkpoint")
-    model = load_model(checkpoint)
-    shape = decoder_shape(model.config.text_config)
-    with atomic_folder(output) as folder:
-        report("vision graph")
-        tokens = write_vision(folder / "vision.onnx", model, half=how.compute is np.float16)
-        report("decoder graph")
-        weights = weights_of(model)
-        write_embedding(folder / "embed.onnx", weights("embed_tokens.weight"), how)
-        kept = write_decoder(folder / "decoder.onnx", shape, weights, how)
-        if kept:
-            report(f"int4 does not fit {len(kept)} layer(s), which stay in fp16")
-        if model.config.merge == "spatial_unpad":
-            np.save(folder / "image_newline.npy", model.model.image_newline.detach().float().numpy())
-        write_companions(folder, checkpoint, card)
-        report("checking the graphs")
-        graphs = sorted(folder.glob("*.onnx"))
-        for path in graphs:
-            check_graph(path)
-        if target == "jetson":
-            check(folder, device)
-            write_build_files(folder, shape, tokens, device)
+    if len(source.kinds) > 1:
+        report("weights of several types: " + ", ".join(f"{n} {kind}" for kind, n in source.kinds.items()))
+    with partial_folder(output, _key(checkpoint, options), options.resume) as (folder, journal):
+        plan = plan_bundle(folder, source, how)
+        refuse_full_disk(folder, plan.bytes)
+        with ThreadPoolExecutor(1) as thread:
+            hashes = thread.submit(hash_weights, checkpoint)
+            known = _write_graphs(folder, plan, source, journal, options)
+            weights = hashes.result()
+        if plan.kept:
+            report(f"int4 does not fit {len(plan.kept)} layer(s), which stay in fp16")
+        tokens = _copy_rest(folder, checkpoint, source, card)
+        if options.target == "jetson":
+            source.shape = bounded(source.shape, tokens)
+            write_build_files(folder, source.shape, tokens, options.device)
         fields = bundle_fields(
-            checkpoint, card, model, tokenizer, shape, target, device, how, tokens, ("onnx", "onnxscript")
+            weights,
+            card,
+            source.merge,
+            tokenizer,
+            source.shape,
+            options.target,
+            options.device,
+            how,
+            tokens,
+            TOOLS,
         )
-        fields["precision"]["decoder_kept_fp16"] = kept
-        fields["graphs"] = {path.stem: _graph(path) for path in graphs}
-        manifest = write_manifest(folder, fields)
+        fields["model"]["weight_types"] = source.kinds
+        fields["precision"] |= {"decoder_kept_fp16": plan.kept, "decoder_profile": how.profile}
+        fields["checks"] = {}
+        if options.pages:
+            fields["checks"] = _try_out(
+                folder, source, Questions.read(tokenizer, *label_set(card)), options, tokens
+            )
+        fields["graphs"] = {path.stem: _graph(path) for path in sorted(folder.glob("*.onnx"))}
+        report("hashing")
+        manifest = write_manifest(folder, fields, known)
         if gate is not None:
             report("measuring parity")
-            fields["parity"] = gate(folder, how.name)
+            fields["parity"] = gate(folder, "fp16" if how.given else how.name)
             fields["accuracy"].append({"stage": "bundle", "parity": fields["parity"]})
-            manifest = write_manifest(folder, fields)
+            known = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+            manifest = write_manifest(folder, fields, known)
     return manifest
+
+
+def _write_graphs(
+    folder: Path, plan: Plan, source: Source, journal: Journal, options: Options
+) -> dict[str, str]:
+    """Check the graphs before a weight is read, then write the weights; return the hashes that are known."""
+    done = 0
+
+    def tick(size: int) -> None:
+        nonlocal done
+        done += size
+        options.tick(done, plan.weights)
+
+    for writer in plan.writers:
+        writer.reserve()
+    if not source.clip:
+        options.report("vision graph")
+        _trace_vision(folder, source, journal, options.how.compute is np.float16)
+    options.report("checking the graphs")
+    _check_graphs(folder, options)
+    known = {}
+    for writer in plan.writers:
+        options.report(f"{writer.name} weights")
+        known[writer.data.name] = journal.fill(writer, tick)
+    return {name: digest for name, digest in known.items() if digest is not None}
+
+
+def _trace_vision(folder: Path, source: Source, journal: Journal, half: bool) -> None:
+    """Write the graph and weights of a tower that is not CLIP's, or take them as they were written before."""
+    graph, kept = folder / "vision.onnx", folder.parent / "vision.onnx"
+    if graph.name in journal.done:
+        shutil.copyfile(kept, graph)  # which may have been widened since
+        return
+    write_vision(graph, source.folder, half)
+    shutil.copyfile(graph, kept)
+    for path in (graph, kept, folder / "vision.onnx.data"):
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+    journal.finish([graph.name])
+
+
+def _try_out(
+    folder: Path, source: Source, questions: Questions, options: Options, tokens: int
+) -> dict[str, Any]:
+    """Run the bundle's graphs in ONNX Runtime; widen what overflows."""
+    found: dict[str, Any] = {}
+    if options.how.compute is np.float16:
+        options.report("observing the range of float16")
+        newline = None if source.merge == "flat" else source.array(NEWLINE)
+        pages = Pages(options.pages, questions, source.merge, newline)
+        found["fp16_range"] = keep_in_range(folder, source.shape, pages)
+        if found["fp16_range"]["kept_fp32"]:
+            _check_graphs(folder, options)
+    if options.target == "jetson":
+        found["profiles"] = execute_profiles(folder, source.shape, tokens, options.report)
+    return found
+
+
+def _check_graphs(folder: Path, options: Options) -> None:
+    for path in sorted(folder.glob("*.onnx")):
+        check_graph(path)
+    if options.target == "jetson":
+        check(folder, options.device)
+
+
+def write_vision(path: Path, checkpoint: Path, half: bool) -> None:
+    """Write ``vision.onnx`` of a tower that is not CLIP's, by torch.onnx; its weights come with it."""
+    from pulse_edge.export.graphs import write_vision as trace
+
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of packages that nobody misses
+    trace(path, load_model(checkpoint), half)
+
+
+def _copy_rest(folder: Path, checkpoint: Path, source: Source, card: dict[str, Any]) -> int:
+    """Put what is neither graph nor manifest into a bundle; return the tokens of a tile."""
+    if source.merge == "spatial_unpad":
+        np.save(folder / "image_newline.npy", source.array(NEWLINE))
+    write_companions(folder, checkpoint, card)
+    return int(_graph(folder / "vision.onnx")["outputs"]["image_features"]["shape"][1])
+
+
+def _key(checkpoint: Path, options: Options) -> str:
+    """Fingerprint of all that the bytes of a bundle depend on."""
+    how = options.how
+    return fingerprint(
+        {
+            "files": files_of(checkpoint),
+            "options": [options.target, options.device.name, how.name, how.profile, how.given],
+            "toolchain": toolchain(TOOLS),
+        }
+    )
 
 
 def _graph(path: Path) -> dict[str, Any]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,10 @@ from pulse_edge.doctor import installed_version
 from pulse_edge.evaluate.labels import label_set
 from pulse_edge.export.shape import DecoderShape
 from pulse_edge.export.weights import Precision
-from pulse_edge.model.pulse import PulseForConditionalGeneration
 from pulse_edge.model.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from pulse_edge.model.pulse import PulseForConditionalGeneration
 
 INTENDED_USE = "Research and software testing. Not a medical device; not for diagnosis or treatment."
 MAX_NEW_TOKENS = 128
@@ -40,9 +42,9 @@ def weights_of(model: PulseForConditionalGeneration) -> Callable[[str], NDArray[
 
 
 def bundle_fields(
-    checkpoint: Path,
+    weights: Mapping[str, str],
     card: dict[str, Any],
-    model: PulseForConditionalGeneration,
+    merge: str,
     tokenizer: Tokenizer,
     shape: DecoderShape,
     target: str,
@@ -54,9 +56,9 @@ def bundle_fields(
     """Return the manifest's fields but ``graphs`` and what `bundle.write_manifest` adds.
 
     Args:
-        checkpoint: folder of the checkpoint.
+        weights: SHA-256 of the checkpoint's files, by name; see :func:`hash_weights`.
         card: its ``pulse.json``.
-        model: it, loaded.
+        merge: how tiles are merged.
         tokenizer: of the checkpoint.
         shape: of its decoder.
         target: of the export.
@@ -66,12 +68,11 @@ def bundle_fields(
         tools: packages whose versions belong to the record.
     """
     labels, scoring = label_set(card)
-    sources = sorted(checkpoint.glob("*.safetensors"))
     vision, table = (f"fp{8 * np.dtype(kind).itemsize}" for kind in (how.compute, how.table))
     return {
         "model": {
             "name": card["name"],
-            "weights": {path.name: sha256_file(path) for path in sources},
+            "weights": dict(weights),
             "parent": card["parent"],
             "recipe": card["recipe"],
             "data": card["data"],
@@ -87,7 +88,7 @@ def bundle_fields(
             "mean": list(contract.IMAGE_MEAN),
             "std": list(contract.IMAGE_STD),
             "pad_colour": list(contract.PAD_COLOUR),
-            "merge": model.config.merge,
+            "merge": merge,
         },
         "prompt": {
             "template": "llava_v1",
@@ -105,13 +106,19 @@ def bundle_fields(
         "scoring": scoring,
         "accuracy": list(card["metrics"]),
         "parity": None,
-        "toolchain": _toolchain(tools),
+        "toolchain": toolchain(tools),
         "licences": card["licences"],
         "intended_use": card["intended_use"] or INTENDED_USE,
     }
 
 
-def _toolchain(tools: Iterable[str]) -> dict[str, str]:
+def hash_weights(checkpoint: Path) -> dict[str, str]:
+    """Return the SHA-256 of a checkpoint's weight files by name."""
+    return {path.name: sha256_file(path) for path in sorted(checkpoint.glob("*.safetensors"))}
+
+
+def toolchain(tools: Iterable[str]) -> dict[str, str]:
+    """Return the versions of what an export is made with: Python, pulse-edge, torch, numpy and ``tools``."""
     names = ("pulse-edge", "torch", "transformers", *tools, "numpy")
     versions = {name: installed_version(name) or "not installed as a distribution" for name in names}
     return {"python": platform.python_version(), **versions}

@@ -7,6 +7,7 @@ are strongly typed: TensorRT keeps the float32 norms and the float16 rest as the
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -16,12 +17,21 @@ from pulse_edge.device import Device
 from pulse_edge.errors import GateError
 from pulse_edge.export.shape import DecoderShape
 from pulse_edge.export.trt_support import problems
+from pulse_edge.fit import ROOM
 
 WORKSPACE_MIB: Final = 1024
 TEXT: Final = 64  # tokens beside the image in a usual prompt: system, roles and question
 QUESTION: Final = 256  # longest that is read behind an image already read
 KINDS: Final = ("min", "opt", "max")
 Profile = dict[str, dict[str, list[int]]]  # input -> min, opt, max -> shape
+
+
+def bounded(shape: DecoderShape, tokens_per_tile: int) -> DecoderShape:
+    """Return a shape whose context holds a page and a conversation about it, and no more.
+
+    On a board the cache has one size, reserved in full; ``fit`` counts this one.
+    """
+    return replace(shape, context=min(shape.context, tokens_per_tile * MAX_TILES + ROOM))
 
 
 def profiles(shape: DecoderShape, tokens_per_tile: int) -> dict[str, dict[str, Profile]]:
@@ -79,7 +89,7 @@ def check(folder: Path, device: Device) -> None:
     version = device.values["tensorrt"].value
     found = [fault for path in sorted(folder.glob("*.onnx")) for fault in problems(path, version)]
     if found:
-        more = f" ({len(found) - 5} more)" if len(found) > 5 else ""
+        more = f" There are {len(found) - 5} more such nodes." if len(found) > 5 else ""
         raise GateError("TensorRT would refuse this bundle; it was not kept. " + " ".join(found[:5]) + more)
 
 

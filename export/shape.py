@@ -6,7 +6,7 @@ plain rotary embeddings.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pulse_edge.errors import CheckpointError
+from pulse_edge.model.layouts import TABLE
 
 Weights = Callable[[str], NDArray[np.float32]]
 _ATTENTION: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -30,6 +31,7 @@ class DecoderShape:
         theta: base of the rotary embedding.
         epsilon: of the norms.
         biased: projections that have a bias, e.g. ``q_proj``.
+        mlp: width of the feed-forward part.
     """
 
     layers: int
@@ -42,6 +44,30 @@ class DecoderShape:
     theta: float
     epsilon: float
     biased: frozenset[str] = frozenset()
+    mlp: int = 0
+
+    def linears(self, i: int) -> Iterator[tuple[str, tuple[int, int]]]:
+        """Names inside the language model, and shapes [N, K], of the linear layers of layer ``i``."""
+        query, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        yield f"layers.{i}.self_attn.q_proj", (query, self.hidden)
+        yield f"layers.{i}.self_attn.k_proj", (keys, self.hidden)
+        yield f"layers.{i}.self_attn.v_proj", (keys, self.hidden)
+        yield f"layers.{i}.self_attn.o_proj", (self.hidden, query)
+        yield f"layers.{i}.mlp.gate_proj", (self.mlp, self.hidden)
+        yield f"layers.{i}.mlp.up_proj", (self.mlp, self.hidden)
+        yield f"layers.{i}.mlp.down_proj", (self.hidden, self.mlp)
+
+    def weights(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Canonical names and shapes of all weights but the head's."""
+        yield TABLE, (self.vocab, self.hidden)
+        for i in range(self.layers):
+            for name, shape in self.linears(i):
+                yield f"text.{name}.weight", shape
+                if name.rpartition(".")[2] in self.biased:
+                    yield f"text.{name}.bias", shape[:1]
+            for norm in ("input_layernorm", "post_attention_layernorm"):
+                yield f"text.layers.{i}.{norm}.weight", (self.hidden,)
+        yield "text.norm.weight", (self.hidden,)
 
 
 def decoder_shape(config: Any) -> DecoderShape:
@@ -83,6 +109,7 @@ def decoder_shape(config: Any) -> DecoderShape:
         theta=float(rope.get("rope_theta") or getattr(config, "rope_theta", None) or 10000.0),
         epsilon=config.rms_norm_eps,
         biased=frozenset(biased),
+        mlp=config.intermediate_size,
     )
 
 

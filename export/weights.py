@@ -1,30 +1,49 @@
-"""Weights on their way into a graph: their precision, and how integers are rounded.
+"""Weights on their way into a graph: what gives them, their precision, and rounding a whole matrix.
 
-Round-to-nearest, symmetric, without zero points: the one form that ONNX Runtime fuses and
-TensorRT accepts (blocks of 64 or 128 along the input axis for int4). Methods that calibrate come
-with `compress/` and hand over their own integers.
+Integers are symmetric, without zero points: the one form that ONNX Runtime fuses and TensorRT accepts
+(blocks of 64 or 128 along the input axis for int4). Methods that calibrate come with `compress/` and hand
+over their own integers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pulse_edge.errors import UnknownNameError, UserError
-
-if TYPE_CHECKING:  # the Core ML target rounds weights without onnx installed
-    from pulse_edge.export.onnx_writer import GraphWriter
+from pulse_edge.export.rounding import round_rows
+from pulse_edge.model.quantized import QuantizedWeight
+from pulse_edge.model.shards import Form
 
 BITS: Final = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4, "palette4": 4}
 INT4_BLOCKS: Final = (128, 64)  # TensorRT takes no others; the larger is the smaller file
+PROFILES: Final = ("trt", "trt10.15", "ort")
 # The lowest that will do, since TensorRT's parsers lag behind: half-precision scales of
 # DequantizeLinear came with opset 19, its blocks with 21.
 _OPSETS: Final = {32: 18, 16: 18, 8: 19, 4: 21}
-_CHUNK: Final = 1 << 20  # weights that are rounded at once: bounds the memory for intermediates
+_FUSED_OPSET: Final = 23  # Attention, RMSNormalization and RotaryEmbedding
+
+
+class Weights(Protocol):
+    """Weights by canonical name, read by the row; ``model.shards.Shards`` is one."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a weight."""
+
+    def kind(self, name: str) -> str:
+        """``BF16``, ``F16`` or ``F32``; bfloat16 comes from :meth:`rows` as its 16 bits in uint16."""
+
+    def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Entries ``start`` to ``stop`` along the first axis."""
+
+    def form(self, name: str) -> Form | None:
+        """How a weight stands as integers, or None where it does not."""
+
+    def integers(self, name: str, start: int, stop: int) -> QuantizedWeight:
+        """Rows ``start`` to ``stop`` of a weight that stands as integers."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +54,16 @@ class Precision:
         name: fp32, fp16, int8, int4 or, for Core ML only, palette4: 16 values for every 16 rows.
         bits: of the linear layers' weights.
         compute: type of activations and of the key-value cache.
+        given: the checkpoint holds integers, which are taken as they are; its other weights stay floats.
+        profile: ``trt`` writes attention, norms and rotary embedding in primitive operators;
+            ``trt10.15`` and ``ort`` use those of opset 23.
     """
 
     name: str
     bits: int
     compute: type[np.floating]
+    profile: str = "trt"
+    given: bool = False
 
     @property
     def table(self) -> type[np.floating]:
@@ -47,64 +71,60 @@ class Precision:
         return np.float32 if self.bits == 32 else np.float16
 
     @property
+    def fused(self) -> bool:
+        """Whether the decoder uses the operators of opset 23."""
+        return self.profile != "trt"
+
+    @property
     def opset(self) -> int:
         """Of the decoder's graph."""
-        return _OPSETS[self.bits]
+        return _FUSED_OPSET if self.fused else _OPSETS[4 if self.given else self.bits]
 
 
-def precision(name: str, target: str) -> Precision:
+def precision(name: str, target: str, profile: str = "trt") -> Precision:
     """Return a precision for a target: Jetson and Core ML compute in fp16, ONNX Runtime on a CPU in fp32.
 
     Raises:
-        UnknownNameError: no such precision.
+        UnknownNameError: no such precision or profile.
         UserError: the target cannot use it.
     """
     if name not in BITS:
         raise UnknownNameError("precision", name, BITS)
+    if profile not in PROFILES:
+        raise UnknownNameError("profile", profile, PROFILES)
     if target == "jetson" and name == "fp32":
         raise UserError("fp32 wastes a Jetson's memory and tensor cores. Use --precision fp16, int8 or int4.")
+    if target == "jetson" and profile == "ort":
+        raise UserError(
+            "The profile ort is for ONNX Runtime. Use --profile trt or trt10.15, or --target onnx."
+        )
     if name == "palette4" and target != "coreml":
         raise UserError("palette4 is a format of Core ML. Use --precision int4, or --target coreml.")
     half = name == "fp16" or target == "jetson" or (target == "coreml" and name != "fp32")
-    return Precision(name, BITS[name], np.float16 if half else np.float32)
+    return Precision(name, BITS[name], np.float16 if half else np.float32, profile)
 
 
-def linear(
-    writer: GraphWriter, x: str, name: str, weight: NDArray[np.float32], how: Precision, keep: bool = False
-) -> str:
-    """Add ``x @ weight.T`` to a graph.
+def take_integers(how: Precision, bits: int, asked: str | None, target: str) -> Precision:
+    """Return the precision for a checkpoint that holds integers: they are taken as they are.
 
     Args:
-        writer: of the graph.
-        x: the input, [..., K], in the computing type.
-        name: of the layer; the output has it too.
-        weight: float32 [N, K], as torch stores it.
-        how: its precision.
-        keep: do not round to integers whatever the precision (the head: its error is not averaged out).
+        how: what it would be without.
+        bits: fewest bits of the checkpoint's integers.
+        asked: what the user asked for; fp16 and fp32 store what the integers stand for.
+        target: as for :func:`precision`.
+
+    Raises:
+        UserError: other integers are asked for.
     """
-    matrix = weight.T
-    if how.bits == 8 and not keep:
-        return writer.op("MatMul", x, _quantized(writer, name, matrix, how, matrix.shape[0]), name=name)
-    block = int4_block(matrix.shape)
-    if how.bits == 4 and not keep and block is not None:
-        return writer.op("MatMul", x, _quantized(writer, name, matrix, how, block), name=name)
-    stored = writer.weight(f"{name}.weight", matrix, how.table)
-    if how.table is not how.compute:
-        stored = writer.cast(stored, how.compute, f"{name}.weight/cast")
-    return writer.op("MatMul", x, stored, name=name)
-
-
-def _quantized(
-    writer: GraphWriter, name: str, matrix: NDArray[np.float32], how: Precision, block: int
-) -> str:
-    """Add a matrix [K, N] as integers and scales; return the name of the dequantised one."""
-    integers, scale = quantize(matrix, block, levels=127 if how.bits == 8 else 7)
-    if how.bits == 8:  # per column: ONNX Runtime fuses axis 1, and TensorRT wants the axis of the outputs
-        values, scale, form = writer.weight(f"{name}.integers", integers), scale[0], {"axis": 1}
-    else:
-        values, form = writer.weight_int4(f"{name}.integers", integers), {"axis": 0, "block_size": block}
-    scales = writer.weight(f"{name}.scale", scale, how.compute)
-    return writer.op("DequantizeLinear", values, scales, name=f"{name}.weight", **form)
+    held = f"int{bits}"
+    if asked is None or asked == held:
+        return replace(precision(held, target, how.profile), given=True)
+    if how.bits >= 16:
+        return how
+    raise UserError(
+        f"The checkpoint holds {held} weights, and rounding them again to {asked} would only lose. "
+        f"Use --precision {held} or fp16."
+    )
 
 
 def int4_block(shape: tuple[int, ...]) -> int | None:
@@ -115,7 +135,7 @@ def int4_block(shape: tuple[int, ...]) -> int | None:
 def quantize(
     matrix: NDArray[np.float32], block: int, levels: int
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Round a matrix [K, N] to integers from ``-levels`` to ``levels``.
+    """Round a whole matrix [K, N] in memory, by the same rule as what is streamed.
 
     Args:
         matrix: float32; ``block`` divides K.
@@ -123,26 +143,7 @@ def quantize(
         levels: 127 for int8, 7 for int4.
 
     Returns:
-        Integers int8 [K, N], and scales float32 [K / block, N] whose values float16 holds exactly, so
-        that integers and scales are the same for every target.
+        Integers int8 [K, N], and scales float32 [K / block, N] whose values float16 holds exactly.
     """
-    rows, columns = matrix.shape
-    integers = np.empty((rows, columns), np.int8)
-    scale = np.empty((rows // block, columns), np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):  # a scale that is not finite is refused when written
-        for part in _parts(rows, columns):
-            blocks = matrix[:, part].reshape(rows // block, block, -1)
-            scale[:, part] = _scale(np.abs(blocks).max(axis=1), levels)
-            rounded = np.rint(blocks / scale[:, None, part])
-            integers[:, part] = np.clip(rounded, -levels, levels).reshape(rows, -1)
-    return integers, scale
-
-
-def _parts(rows: int, columns: int) -> Iterator[slice]:
-    step = max(1, _CHUNK // rows)
-    return (slice(start, start + step) for start in range(0, columns, step))
-
-
-def _scale(largest: NDArray[np.float32], levels: int) -> NDArray[np.float32]:
-    # float16 at once, so that the integers fit the scale that is stored; never 0, which would divide by 0.
-    return np.maximum(largest / levels, np.finfo(np.float16).tiny).astype(np.float16).astype(np.float32)
+    low, scale = round_rows(np.array(matrix.T, np.float32, order="C"), block, levels)
+    return np.ascontiguousarray(low.view(np.int8).T), np.ascontiguousarray(scale.T)

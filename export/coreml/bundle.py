@@ -20,7 +20,7 @@ from pulse_edge.export.coreml.layout import Chunk, Layout, Source, plan_chunks, 
 from pulse_edge.export.coreml.package import FLOOR_NAMES, convert, finish, program
 from pulse_edge.export.coreml.preprocess import convert_preprocess
 from pulse_edge.export.coreml.vision import convert_vision
-from pulse_edge.export.fields import bundle_fields, weights_of, write_companions
+from pulse_edge.export.fields import bundle_fields, hash_weights, weights_of, write_companions
 from pulse_edge.export.shape import DecoderShape, decoder_shape
 from pulse_edge.export.weights import Precision
 from pulse_edge.model.checkpoint import load_model, read_card
@@ -54,7 +54,16 @@ def export_to_folder(
         report("vision package")
         vision, tokens = convert_vision(folder / "vision.mlpackage", model, how)
         fields = bundle_fields(
-            checkpoint, card, model, tokenizer, shape, target, device, how, tokens, ("coremltools",)
+            hash_weights(checkpoint),
+            card,
+            model.config.merge,
+            tokenizer,
+            shape,
+            target,
+            device,
+            how,
+            tokens,
+            ("coremltools",),
         )
         layout = plan_layout(shape, _context(model, shape, tokens), how)
         fields["generation"]["context"] = layout.context

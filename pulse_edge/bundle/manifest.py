@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from pulse_edge.bundle.files import sha256_file, write_atomic
@@ -21,15 +22,18 @@ REQUIRED: Final = ("schema", "model", "target", "graphs", "files", "preprocessin
 ENGINES: Final = "engines"  # the folder that `pulse-edge build` adds on the device
 
 
-def write_manifest(folder: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
+def write_manifest(
+    folder: Path, fields: Mapping[str, Any], known: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Write ``manifest.json`` with the hash of every file in the folder; return what was written.
 
     Args:
         folder: of the bundle; symbolic links in it are refused.
         fields: everything but ``schema``, ``files``, ``signature`` and ``digest``: the SHA-256 of all the
             others, which shows damage to the manifest itself (not a forgery; see ``signature``).
+        known: SHA-256 of files that were hashed as they were written, and need not be read again.
     """
-    files = hash_files(folder, MANIFEST)
+    files = hash_files(folder, MANIFEST, known=known or {})
     manifest = {"schema": BUNDLE_SCHEMA, **fields, "files": files, "signature": None}
     manifest["digest"] = manifest_digest(manifest)
     write_json(folder / MANIFEST, manifest)
@@ -131,10 +135,18 @@ def manifest_digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
-def hash_files(folder: Path, *without: str) -> dict[str, dict[str, Any]]:
-    """Return hash and size of every file in a folder by its name, but of those ``without``."""
+def hash_files(
+    folder: Path, *without: str, known: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, dict[str, Any]]:
+    """Return hash and size of every file in a folder by its name, but of those ``without``.
+
+    Args:
+        folder: whose files are hashed.
+        without: names that are left out.
+        known: hashes that need not be computed, by name.
+    """
     return {
-        name: {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+        name: {"sha256": known.get(name) or sha256_file(path), "bytes": path.stat().st_size}
         for name, path in list_files(folder)
         if name not in without
     }

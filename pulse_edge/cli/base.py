@@ -45,13 +45,36 @@ def print_json(result: dict[str, Any]) -> None:
 @contextmanager
 def steps(shown: bool) -> Iterator[Callable[[str], None]]:
     """Show the present step of a long job on a terminal."""
+    with progress(shown) as (report, _):
+        yield report
+
+
+@contextmanager
+def progress(shown: bool) -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
+    """Show the present step of a long job on a terminal, how far it is and the time left.
+
+    Yields:
+        What to call with the name of a step, and what to call with what is done of it and all of it.
+    """
     if not shown or not sys.stderr.isatty():
-        yield lambda step: None
+        yield lambda step: None, lambda done, total: None
         return
     from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TimeRemainingColumn
 
-    with Console(stderr=True).status("starting") as status:
-        yield lambda step: status.update(step)
+    columns = (
+        SpinnerColumn(),
+        "{task.description}",
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown_bar:
+        task = shown_bar.add_task("starting", total=None)
+        yield (
+            lambda step: shown_bar.update(task, description=step),
+            lambda done, total: shown_bar.update(task, completed=done, total=total),
+        )
 
 
 @contextmanager

@@ -19,7 +19,11 @@ def export(
     precision: str | None = None,
     output: Path | None = None,
     force: bool = False,
+    profile: str | None = None,
+    resume: bool = False,
+    dry_run: bool = False,
     report: Callable[[str], None] = lambda step: None,
+    tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Export a model to a bundle and measure its parity on the shipped sample ECGs.
 
@@ -30,26 +34,36 @@ def export(
         precision: fp32, fp16, int8, int4 or, for Core ML, palette4; the target's usual one by default.
         output: folder of the bundle; ``./<model>-<target>`` by default.
         force: replace an existing bundle.
+        profile: form of the decoder, ``trt``, ``trt10.15`` or ``ort``; what suits the device by default.
+        resume: go on with what a killed or interrupted export of the same left.
+        dry_run: only say what would be written.
         report: called with the name of each step.
+        tick: called with what is done of the present step and all of it: bytes or layers.
 
     Returns:
-        ``{"bundle": path, "bytes": int, "parity": {...}}``.
+        ``{"bundle": path, "bytes": int, "parity": {...}}``; of a dry run ``bundle`` and the fields of
+        ``pulse_edge.export.preview``.
 
     Raises:
         UserError: unknown name, unusable checkpoint, or the output exists.
         GateError: the bundle failed its parity gate or TensorRT's documented rules; nothing was kept.
     """
-    from pulse_edge.export import export_bundle
+    from pulse_edge.export import export_bundle, preview
     from pulse_edge.model.checkpoint import resolve_model
 
     checkpoint = resolve_model(model)
     output = Path(output) if output is not None else Path(f"{checkpoint.resolve().name}-{target}")
     _check_output(output, force)
+    if dry_run:
+        return {"bundle": str(output), **preview(checkpoint, output, target, device, precision, profile)}
+    pages = _pages()
 
     def gate(folder: Path, how: str) -> dict[str, Any]:
-        return _parity(checkpoint, folder, how)
+        return _parity(checkpoint, folder, how, pages, tick)
 
-    manifest = export_bundle(checkpoint, output, target, device, precision, gate, report)
+    manifest = export_bundle(
+        checkpoint, output, target, device, precision, gate, report, profile, resume, tick, pages
+    )
     size = sum(entry["bytes"] for entry in manifest["files"].values())
     return {"bundle": str(output), "bytes": size, "parity": manifest["parity"]}
 
@@ -68,13 +82,27 @@ def _check_output(output: Path, force: bool) -> None:
         raise UserError(f"The bundle {output} exists already. Choose another --output, or add --force.")
 
 
-def _parity(checkpoint: Path, folder: Path, how: str) -> dict[str, Any]:
-    from pulse_edge.commands._open import open_model
+def _pages() -> list[Any]:
     from pulse_edge.ecg.paper import render
     from pulse_edge.ecg.record import read_record
-    from pulse_edge.evaluate.parity import compare, compare_tiles, probe
 
-    pages = [render(read_record(SAMPLES / row["record"])).image for row in samples()]
+    return [render(read_record(SAMPLES / row["record"])).image for row in samples()]
+
+
+def _parity(
+    checkpoint: Path, folder: Path, how: str, pages: list[Any], tick: Callable[[int, int], None]
+) -> dict[str, Any]:
+    """Compare whole models where both fit the memory, and layer by layer where they do not."""
+    from pulse_edge.commands._open import open_model
+    from pulse_edge.evaluate.parity import LIMITS, compare, compare_tiles, probe, refuse_disparity
+    from pulse_edge.export import compare_streamed, parity_memory
+    from pulse_edge.machine import available_memory
+
+    graphs = (folder / "decoder.onnx").is_file()  # what runs layer by layer
+    if graphs and parity_memory(checkpoint, folder) >= available_memory():
+        result = {"precision": how, **compare_streamed(checkpoint, folder, pages[0], LIMITS[how], tick)}
+        refuse_disparity(result)
+        return result
     bundle = open_model(folder)
     cut = getattr(bundle.backend, "cut", None)  # only Core ML bundles preprocess by themselves
     result = compare(open_model(checkpoint), bundle, pages, how, *((_STEPS,) if cut else ()))

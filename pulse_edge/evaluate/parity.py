@@ -57,7 +57,8 @@ def compare(
         steps: of decoding, on each page.
 
     Returns:
-        ``pages``, ``logits_max_abs`` and ``logits_mean_abs`` behind the report question,
+        ``kind`` (``"sessions"``: whole models answered), ``pages``, ``logits_max_abs`` and
+        ``logits_mean_abs`` behind the report question,
         ``decode_logits_max_abs`` over the steps, on the reference's own tokens, ``greedy_agreement``
         (share of those steps with the same best token), ``probability_max_abs``, ``label_flips`` (of
         how many, at 0.5), and the ``limits``.
@@ -79,6 +80,7 @@ def compare(
         flips += sum((p[name] >= 0.5) != (q[name] >= 0.5) for name in p)
         labels += len(p)
     result: dict[str, Any] = {
+        "kind": "sessions",
         "precision": precision,
         "pages": len(pages),
         "steps": steps,
@@ -91,11 +93,19 @@ def compare(
         "labels": labels,
         "limits": LIMITS[precision],
     }
-    _gate(result)
+    refuse_disparity(result)
     return result
 
 
-def _gate(result: dict[str, Any]) -> None:
+def refuse_disparity(result: Mapping[str, Any]) -> None:
+    """Compare what was measured with its limits.
+
+    Args:
+        result: as :func:`compare` returns it.
+
+    Raises:
+        GateError: a limit is exceeded, or a difference is not a number.
+    """
     limits = result["limits"]
     # An overflow comes as NaN, which compares false with everything: numpy's maximum keeps it where
     # Python's max would drop it, and the comparison is written so that it fails.

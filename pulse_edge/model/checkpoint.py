@@ -119,7 +119,7 @@ def load_model(path: str | Path, dtype: str | torch.dtype | None = None) -> Puls
             f"{settings} does not describe a model ({brief(error)}). Restore the original file."
         ) from error
     _assign(model, weights, folder, kind)
-    _compute_buffers(model)
+    compute_buffers(model)
     model.tie_weights()
     model.eval()
     return model
@@ -186,7 +186,7 @@ def _assign(
     model.load_state_dict(state, assign=True)
 
 
-def _compute_buffers(model: PulseForConditionalGeneration) -> None:
+def compute_buffers(model: PulseForConditionalGeneration) -> None:
     """Compute what the meta device left out: rotary frequencies and position numbers, always in float32."""
     import torch
 

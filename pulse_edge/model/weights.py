@@ -36,7 +36,7 @@ def open_weights(folder: Path) -> dict[str, torch.Tensor]:
     """
     from safetensors import SafetensorError, safe_open
 
-    files, promised = _weight_files(folder)
+    files, promised = weight_files(folder)
     weights: dict[str, torch.Tensor] = {}
     seen: set[str] = set()
     for file in files:
@@ -81,7 +81,7 @@ def take_quantized(weights: dict[str, torch.Tensor]) -> dict[str, QuantizedWeigh
     return found
 
 
-def _weight_files(folder: Path) -> tuple[list[Path], Iterable[str]]:
+def weight_files(folder: Path) -> tuple[list[Path], Iterable[str]]:
     """Return the safetensors files of a folder, and the weights that its index promises."""
     index = folder / _INDEX
     if index.is_file():

@@ -36,10 +36,9 @@ def test_export_as_json_names_bundle_size_and_parity(
     """With the graphs of the bundle that is there already: making them is tested elsewhere."""
     from pulse_edge.export import exporter
 
-    def copied(path, model, half):
+    def copied(path, checkpoint, half):
         for name in (path.name, f"{path.name}.data"):
             shutil.copy(own_bundle / name, path.parent)
-        return 49
 
     monkeypatch.setattr(exporter, "write_vision", copied)
     old = (own_bundle / "manifest.json").read_bytes()
@@ -123,4 +122,31 @@ def test_ctrl_c_and_a_service_manager(small_checkpoint, tmp_path, stop) -> None:
     assert out == ""
     lines = [line for line in err.splitlines() if line]
     assert lines == ["pulse-edge: Interrupted; nothing half-written was left. Run the same command again."]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_says_what_would_be_written_and_writes_nothing(pulse, small_checkpoint, tmp_path) -> None:
+    arguments = ("export", "--model", small_checkpoint, "--output", tmp_path / "bundle", "--dry-run")
+    done = pulse(*arguments, "--json")
+    assert (done.code, done.err) == (0, "")
+    told = done.json
+    assert told["bundle"] == str(tmp_path / "bundle")
+    assert {"decoder.onnx", "decoder.onnx.data", "embed.onnx.data", "vision.onnx.data"} <= set(told["files"])
+    assert 0 < sum(told["files"].values()) <= told["bytes"] < told["disk_free"]
+    assert told["memory"].keys() == {"writing", "comparing"}
+    assert (told["precision"], told["profile"], told["parity"]) == ("fp16", "trt", "sessions")
+    text = pulse(*arguments, "--precision", "int4")
+    assert "int4, profile trt: not written" in text.out
+    assert "GB free" in text.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_profile_that_the_devices_tensorrt_lacks_is_refused_with_the_remedy(
+    pulse, small_checkpoint, tmp_path
+) -> None:
+    arguments = ("export", "--model", small_checkpoint, "--output", tmp_path / "bundle", "--dry-run")
+    sentence = pulse(*arguments, "--profile", "trt10.15").refused(1)
+    assert "(RMSNormalization) came with TensorRT 10.15; use --profile trt, or update JetPack." in sentence
+    assert "Did you mean 'trt10.15'" in pulse(*arguments, "--profile", "trt10.5").refused()
+    assert "The profile ort is for ONNX Runtime" in pulse(*arguments, "--profile", "ort").refused()
     assert list(tmp_path.iterdir()) == []

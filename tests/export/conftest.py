@@ -53,6 +53,94 @@ def checkpoint(student: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder.parent / "student"
 
 
+# LLaVA's names of what Hugging Face's layout calls otherwise.
+_LLAVA = (
+    ("model.vision_tower.vision_model.", "model.vision_tower.vision_tower.vision_model."),
+    ("model.vision_tower.", "model.vision_tower.vision_tower.vision_model."),
+    ("model.multi_modal_projector.linear_1.", "model.mm_projector.0."),
+    ("model.multi_modal_projector.linear_2.", "model.mm_projector.2."),
+    ("model.language_model.", "model."),
+)
+
+
+def _llava(name: str) -> str:
+    return next((new + name.removeprefix(old) for old, new in _LLAVA if name.startswith(old)), name)
+
+
+@pytest.fixture(scope="session")
+def clip_model() -> Any:
+    """A random PULSE with a CLIP tower of two layers, of which one is used, and no tied weights."""
+    import torch
+    from transformers import CLIPVisionConfig, LlamaConfig
+
+    from pulse_edge.model.pulse import PulseConfig, PulseForConditionalGeneration
+
+    torch.manual_seed(4)
+    vision = CLIPVisionConfig(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=1, image_size=336,
+        patch_size=56, hidden_act="quick_gelu", initializer_range=0.1, projection_dim=64,
+    )  # fmt: skip
+    text = LlamaConfig(
+        hidden_size=128, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4, vocab_size=400,
+        num_key_value_heads=2, max_position_embeddings=400, initializer_range=0.15, tie_word_embeddings=False,
+    )  # fmt: skip
+    config = PulseConfig(
+        text_config=text, vision_config=vision, vision_feature_layer=-2,
+        vision_feature_select_strategy="default", tie_word_embeddings=False,
+    )  # fmt: skip
+    model = PulseForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if name.endswith("bias") or "norm" in name:
+                value.add_(0.2 * torch.randn_like(value))
+    return model
+
+
+@pytest.fixture(scope="session")
+def clip_checkpoint(clip_model: Any, checkpoint: Path) -> Callable[..., Path]:
+    """Write the random PULSE as bfloat16, in the released LLaVA layout, sharded, or Hugging Face's.
+
+    ``change`` may alter the tensors by name, and return them; it sees Hugging Face's names.
+    """
+    import shutil
+
+    import torch
+    from safetensors.torch import save_file
+
+    def write(folder: Path, layout: str = "llava", change: Any = None) -> Path:
+        folder.mkdir(parents=True)
+        state = {
+            k: v.bfloat16() for k, v in clip_model.state_dict().items() if not k.endswith("position_ids")
+        }
+        state = change(state) if change else state
+        config = clip_model.config
+        if layout == "hf":
+            raw = config.to_dict()
+            save_file(state, folder / "model.safetensors")
+        else:
+            state = {_llava(name): value for name, value in state.items() if name != "model.image_newline"}
+            text = config.text_config.to_dict()
+            text.pop("model_type")
+            raw = {
+                **text, "rope_theta": 10000.0, "model_type": "llava_llama", "mm_projector_type": "mlp2x_gelu",
+                "image_aspect_ratio": "anyres", "mm_vision_select_feature": "patch",
+                "mm_vision_select_layer": -2, "mm_patch_merge_type": "flat",
+            }  # fmt: skip
+            names = sorted(state)
+            shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+            for file, part in shards.items():
+                save_file({name: state[name].contiguous() for name in part}, folder / file)
+            where = {name: file for file, part in shards.items() for name in part}
+            (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+        (folder / "config.json").write_text(json.dumps(raw, default=str))
+        for name in ("tokenizer.model", "tokenizer_config.json"):
+            shutil.copyfile(checkpoint / name, folder / name)
+        assert not any(isinstance(value, torch.nn.Parameter) for value in state.values())
+        return folder
+
+    return write
+
+
 @pytest.fixture(scope="session")
 def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
     """Export the random model for a target in a precision, once."""
@@ -69,6 +157,47 @@ def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
         return made[key]
 
     return export
+
+
+class Arrays:
+    """Weights in memory, as the exporter asks for them; ``held`` counts the rows that someone holds."""
+
+    def __init__(self, state: Mapping[str, Any]) -> None:
+        from pulse_edge.model.layouts import canonical
+
+        self.arrays = {canonical(name): np.asarray(value) for name, value in state.items()}
+        self.asked: list[str] = []
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.arrays[name].shape
+
+    def kind(self, name: str) -> str:
+        return {"float32": "F32", "float16": "F16", "uint16": "BF16"}[str(self.arrays[name].dtype)]
+
+    def form(self, name: str) -> None:
+        return None
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        self.asked.append(name)
+        return self.arrays[name][start:stop].copy()
+
+
+@pytest.fixture(scope="session")
+def in_memory() -> type[Arrays]:
+    return Arrays
+
+
+@pytest.fixture(scope="session")
+def write_decoder() -> Callable[..., list[str]]:
+    """Write a decoder with its weights; returns the layers that int4 does not fit."""
+    from pulse_edge.export.decoder import plan_decoder
+
+    def write(path: Path, shape: Any, weights: Any, how: Any) -> list[str]:
+        writer, kept = plan_decoder(path, shape, weights, how)
+        writer.fill()
+        return kept
+
+    return write
 
 
 @pytest.fixture(scope="session")

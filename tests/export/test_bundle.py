@@ -17,7 +17,7 @@ from PIL import Image
 
 from pulse_edge.bundle import read_manifest, verify_bundle
 from pulse_edge.errors import GateError, MissingExtraError, PulseEdgeError, UnknownNameError, UserError
-from pulse_edge.export import export_bundle, exporter, trt_support
+from pulse_edge.export import export_bundle, exporter, trt_tables
 from pulse_edge.model.preprocess import preprocess
 from pulse_edge.runtimes.onnx import OnnxBackend
 
@@ -43,7 +43,7 @@ def test_a_bundle_is_complete_and_says_what_is_in_it(bundle, target, precision, 
     assert verify_bundle(folder) == []
     manifest = read_manifest(folder)
     kept = [f"layers.{i}.mlp.down_proj" for i in range(2)] if precision == "int4" else []
-    assert manifest["precision"] == {**types, "decoder_kept_fp16": kept}
+    assert manifest["precision"] == {**types, "decoder_kept_fp16": kept, "decoder_profile": "trt"}
     assert manifest["model"]["name"] == "student"
     assert manifest["target"] == target
     assert manifest["accuracy"][0]["stage"] == "student"
@@ -116,11 +116,10 @@ def test_the_golden_checkpoints_answer_as_pulse_does(shared, tmp_path, name):
 def quick(bundle, monkeypatch):
     """Take the vision graph from an earlier export: these tests are about what happens around it."""
 
-    def copy(path, model, half):
+    def copy(path, checkpoint, half):
         source = bundle(*(("jetson", "fp16") if half else ("onnx", "fp32")))
         for suffix in ("", ".data"):
             shutil.copyfile(source / f"vision.onnx{suffix}", path.with_name(path.name + suffix))
-        return 49
 
     bundle("onnx", "fp32")
     bundle("jetson", "fp16")
@@ -197,7 +196,7 @@ def test_a_full_disk_leaves_nothing_and_says_so(checkpoint, tmp_path, limit):
 
 
 def test_what_tensorrt_does_not_document_is_not_exported(quick, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.delitem(trt_support.OPERATORS, "Softmax")
+    monkeypatch.delitem(trt_tables.OPERATORS, "Softmax")
     with pytest.raises(GateError, match=r"decoder\.onnx: node 'layers\.0\.self_attn\.softmax' \(Softmax\)"):
         export_bundle(checkpoint, tmp_path / "out", "jetson")
     assert list(tmp_path.iterdir()) == []

@@ -12,12 +12,12 @@ import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from pulse_edge.errors import CheckpointError
-from pulse_edge.export.decoder import write_decoder
 from pulse_edge.export.shape import decoder_shape, rotary_tables
 from pulse_edge.export.weights import precision
 from pulse_edge.model.reference import cache_argument
 
 FP32, FP16 = precision("fp32", "onnx"), precision("fp16", "jetson")
+ORT = precision("fp32", "onnx", "ort")
 SMALL = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 128, "max_position_embeddings": 64, "initializer_range": 0.15,
@@ -42,9 +42,9 @@ def build(kind, config):
     return model
 
 
-def weights_of(model):
-    state = model.state_dict()
-    return lambda name: state[name if name in state else f"model.{name}"].numpy()
+@pytest.fixture(scope="module")
+def weights_of(in_memory):
+    return lambda model: in_memory(model.state_dict())
 
 
 def read(model, embeds, cache):
@@ -57,11 +57,12 @@ def read(model, embeds, cache):
         )
 
 
+@pytest.mark.parametrize("how", [FP32, ORT], ids=["trt", "ort"])
 @pytest.mark.parametrize("member", FAMILY)
-def test_prefill_and_sixteen_steps_equal_transformers(member, tmp_path, run):
+def test_prefill_and_sixteen_steps_equal_transformers(member, how, tmp_path, run, weights_of, write_decoder):
     kind, config = FAMILY[member]
     model = build(kind, config)
-    write_decoder(tmp_path / "decoder.onnx", decoder_shape(config), weights_of(model), FP32)
+    write_decoder(tmp_path / "decoder.onnx", decoder_shape(config), weights_of(model), how)
     step = run(tmp_path / "decoder.onnx")
     rng = np.random.default_rng(2)
     embeds = rng.normal(size=(1, 9, 64)).astype(np.float32)
@@ -85,7 +86,7 @@ def llama():
     return build(*FAMILY["shared keys, tied"])
 
 
-def test_reading_in_pieces_equals_reading_at_once(llama, tmp_path, run):
+def test_reading_in_pieces_equals_reading_at_once(llama, tmp_path, run, weights_of, write_decoder):
     write_decoder(tmp_path / "decoder.onnx", decoder_shape(llama.config), weights_of(llama), FP32)
     step = run(tmp_path / "decoder.onnx")
     embeds = np.random.default_rng(3).normal(size=(1, 20, 64))
@@ -102,7 +103,7 @@ def test_reading_in_pieces_equals_reading_at_once(llama, tmp_path, run):
     assert difference[11:].min() > 0.01
 
 
-def test_half_precision_is_right_at_position_2900(tmp_path, run):
+def test_half_precision_is_right_at_position_2900(tmp_path, run, weights_of, write_decoder):
     """Rotary angles in float16 would be off by up to a radian there."""
     model = build(LlamaForCausalLM, LlamaConfig(**{**SMALL, "max_position_embeddings": 3072}))
     write_decoder(tmp_path / "decoder.onnx", decoder_shape(model.config), weights_of(model), FP16)
@@ -132,7 +133,7 @@ def test_rotary_tables_equal_transformers(llama):
         np.testing.assert_allclose(ours, theirs[0].numpy(), atol=1e-6)
 
 
-def test_half_precision_norms_do_not_overflow(llama, tmp_path, run):
+def test_half_precision_norms_do_not_overflow(llama, tmp_path, run, weights_of, write_decoder):
     """In float16 the square of 3,000 is infinite, and the norm's output would be zero."""
     write_decoder(tmp_path / "decoder.onnx", decoder_shape(llama.config), weights_of(llama), FP16)
     embeds = np.random.default_rng(5).normal(size=(1, 4, 64)).astype(np.float32)
@@ -142,7 +143,9 @@ def test_half_precision_norms_do_not_overflow(llama, tmp_path, run):
     assert np.abs(logits - expected).max() < 0.02 * np.ptp(expected)
 
 
-def test_only_the_last_position_has_logits_and_types_are_as_documented(llama, tmp_path):
+def test_only_the_last_position_has_logits_and_types_are_as_documented(
+    llama, tmp_path, weights_of, write_decoder
+):
     for how, kind in ((FP32, "FLOAT"), (FP16, "FLOAT16")):
         write_decoder(tmp_path / "decoder.onnx", decoder_shape(llama.config), weights_of(llama), how)
         graph = onnx.load(str(tmp_path / "decoder.onnx"), load_external_data=False).graph
@@ -160,22 +163,24 @@ def test_only_the_last_position_has_logits_and_types_are_as_documented(llama, tm
         assert not [t for t in graph.initializer if "attn" in t.name and not t.external_data]
 
 
-def test_weights_pass_through_one_by_one(llama, tmp_path):
-    """The builder must serve a model that does not fit the memory: it may hold one weight at a time."""
-    give, alive, asked = weights_of(llama), [], []
+def test_weights_are_read_once_and_not_held(llama, tmp_path, in_memory, write_decoder):
+    """The builder must serve a model that does not fit the memory."""
+    alive = []
 
-    def provider(name):
-        assert not [ref for ref in alive if ref() is not None], f"weights are held while {name} is asked for"
-        asked.append(name)
-        array = give(name).copy()
-        alive.append(weakref.ref(array))
-        return array
+    class Watched(in_memory):
+        def rows(self, name, start, stop):
+            held = {other for other, ref in alive if ref() is not None and other != name}
+            assert not held, f"{held} are held while {name} is asked for"
+            array = super().rows(name, start, stop)
+            alive.append((name, weakref.ref(array)))
+            return array
 
-    write_decoder(tmp_path / "decoder.onnx", decoder_shape(llama.config), provider, precision("int4", "onnx"))
-    assert len(set(asked)) == len(asked) == 2 * 9 + 2
+    weights = Watched(llama.state_dict())
+    write_decoder(tmp_path / "decoder.onnx", decoder_shape(llama.config), weights, precision("int4", "onnx"))
+    assert len(set(weights.asked)) == len(weights.asked) == 2 * 9 + 2
 
 
-def test_the_same_weights_give_the_same_bytes(llama, tmp_path):
+def test_the_same_weights_give_the_same_bytes(llama, tmp_path, weights_of, write_decoder):
     files = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -206,18 +211,14 @@ def test_what_the_graph_does_not_cover_is_refused(change, named):
 @pytest.mark.parametrize(
     ("value", "how"), [(np.nan, "fp32"), (1e5, "fp16"), (np.inf, "int8"), (np.nan, "int4")]
 )
-def test_weights_that_are_not_finite_are_refused(llama, tmp_path, value, how):
-    give = weights_of(llama)
-
-    def provider(name):
-        array = give(name).copy()
-        if name == "layers.1.self_attn.q_proj.weight":
-            array[3, 4] = value
-        return array
-
+def test_weights_that_are_not_finite_are_refused(llama, tmp_path, value, how, weights_of, write_decoder):
+    weights = weights_of(llama)
+    name = "text.layers.1.self_attn.q_proj.weight"
+    weights.arrays[name] = weights.arrays[name].copy()
+    weights.arrays[name][3, 4] = value
     with pytest.raises(
         CheckpointError, match=r"layers\.1\.self_attn\.q_proj\.\w+ holds values .* not finite"
     ):
         write_decoder(
-            tmp_path / "d.onnx", decoder_shape(llama.config), provider, precision(how, "onnx"),
+            tmp_path / "d.onnx", decoder_shape(llama.config), weights, precision(how, "onnx"),
         )  # fmt: skip

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
 import pytest
 
-from pulse_edge.export.jetson import KINDS, profiles
+from pulse_edge.export.jetson import KINDS, bounded, profiles
 from pulse_edge.export.shape import DecoderShape
+from pulse_edge.fit import ROOM
 
 PULSE_7B = DecoderShape(32, 4096, 32, 32, 128, 32000, 4096, 1e4, 1e-5)
 
@@ -107,3 +109,9 @@ def test_the_readme_of_the_build_says_what_was_not_done(bundle):
     text = (bundle("jetson", "fp16") / "build/README.md").read_text()
     assert "Jetson Orin Nano 8 GB" in text
     assert "not run on hardware" in text
+
+
+def test_a_boards_cache_is_as_long_as_the_fit_counts() -> None:
+    """PULSE-7B reads 4,096 tokens; a page and a conversation about it have 3,392."""
+    assert bounded(PULSE_7B, 576).context == 5 * 576 + ROOM == 3392
+    assert bounded(replace(PULSE_7B, context=1000), 576).context == 1000

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+# The Swift package is for Xcode and of no use in site-packages: in the sdist, and not in the wheel.
+SWIFT = "runtimes/swift/"
+
 # Runs in the fresh environment: import every module, and print the names and where the package lies.
 IMPORT_ALL = """
 import importlib, pathlib, pkgutil, sys
@@ -95,7 +98,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_no_other(root: Path, buil
     rooms = ("train/", "compress/", "export/", "runtimes/", "devices/")
     expected = set()
     for name in _tracked(root):
-        if (root / name).is_symlink():
+        if (root / name).is_symlink() or name.startswith(SWIFT):
             continue
         if name.startswith(rooms):
             expected.add(f"pulse_edge/{name}")
@@ -108,7 +111,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_no_other(root: Path, buil
     assert {"licenses/LICENSE", "licenses/NOTICE", "entry_points.txt"} <= meta
 
 
-def test_the_sdist_holds_real_files_and_the_notices(built: tuple[Path, Path]) -> None:
+def test_the_sdist_holds_real_files_and_the_notices(root: Path, built: tuple[Path, Path]) -> None:
     with tarfile.open(built[0]) as sdist:
         members = {member.name.split("/", 1)[1]: member for member in sdist if "/" in member.name}
     assert not [name for name, member in members.items() if member.issym() or member.islnk()]
@@ -116,6 +119,8 @@ def test_the_sdist_holds_real_files_and_the_notices(built: tuple[Path, Path]) ->
     assert wanted <= set(members)
     assert any(name.startswith("pulse_edge/devices/") for name in members)
     assert any(name.startswith("pulse_edge/export/") for name in members)
+    swift = {name for name in _tracked(root) if name.startswith(SWIFT)}
+    assert swift == {name for name, member in members.items() if name.startswith(SWIFT) and member.isfile()}
 
 
 def test_the_wheel_installs_nothing_beside_the_package(fresh: Path) -> None:
@@ -131,8 +136,9 @@ def test_every_module_of_the_wheel_imports(root: Path, fresh: Path) -> None:
     names = set(_run(fresh / "python", "-c", IMPORT_ALL, cwd=fresh).split())
     here = {
         ".".join(path.relative_to(root / "pulse_edge").with_suffix("").parts).removesuffix(".__init__")
-        for room in ("pulse_edge", "pulse_edge/train", "pulse_edge/export", "pulse_edge/runtimes")
-        for path in (root / room).glob("**/*.py")
+        for room in (".", "train", "compress", "export", "runtimes")
+        for path in (root / "pulse_edge" / room).glob("**/*.py")
+        if not path.is_relative_to(root / "pulse_edge" / SWIFT)
     } - {"__init__"}
     assert {name.removeprefix("pulse_edge.") for name in names} == here
 
