@@ -115,7 +115,7 @@ def convert_chunk(folder: Path, precision: str, index: int) -> dict[str, Any]:
 
     how = read_precision(precision, "coreml")
     layout, chunk = plan_layout(shape, 5 * 576 + 512, how), plan_chunks(shape, 11008)[index]
-    path = folder / f"{chunk.name}.mlpackage"
+    path = folder / f"{chunk.name}-{precision}.mlpackage"
     begin = time.perf_counter()
     functions, compressed = build_chunk(layout, chunk, Source(weights), how)
     made = convert(program(functions), path)

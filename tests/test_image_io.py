@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import warnings
 import zlib
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from pulse_edge.errors import ImageError
-from pulse_edge.image_io import MAX_PIXELS, MIN_SIDE, open_image
+from pulse_edge.image_io import MAX_PIXELS, MIN_SIDE, open_image, open_reduced
 
 ORIENTATION = 0x0112
 
@@ -176,9 +177,26 @@ def test_no_picture(tmp_path, content):
     refused(tmp_path / "p.png", "is not a picture that can be read. Use PNG")
 
 
-def test_heic_without_a_codec(tmp_path):
-    (tmp_path / "photo.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
-    refused(tmp_path / "photo.HEIC", "pip install pillow-heif|damaged")
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
+
+
+@pytest.mark.parametrize("name", ["photo.HEIC", "photo.jpg"])
+def test_heic_without_a_codec(tmp_path, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / name).write_bytes(HEIC)
+    refused(tmp_path / name, r'pip install "pulse-edge\[heic\]", or export the photo as JPEG')
+
+
+def test_heic_with_the_codec(tmp_path):
+    heif = pytest.importorskip("pillow_heif", reason='needs pip install "pulse-edge[heic]"')
+    try:
+        heif.from_pillow(page(640, 400)).save(tmp_path / "photo.heic", quality=95)
+    except RuntimeError:
+        pytest.skip("this build of the codec writes no HEIC")
+    difference = np.abs(np.asarray(open_image(tmp_path / "photo.heic")).astype(int) - page(640, 400))
+    assert difference.mean() < 4
+    (tmp_path / "cut.heic").write_bytes((tmp_path / "photo.heic").read_bytes()[:700])
+    refused(tmp_path / "cut.heic", "damaged or cut short|not a picture")
 
 
 @pytest.mark.parametrize("name", ["p.png", "p.jpg", "p.tiff", "p.webp", "p.gif", "p.bmp"])
@@ -232,6 +250,50 @@ def test_no_file_stays_open(tmp_path):
     assert getattr(image, "fp", None) is None
     path.unlink()
     np.testing.assert_array_equal(np.asarray(image), np.asarray(page()))
+
+
+# --- reduced ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["p.jpg", "p.png", "p.tiff"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_large_picture_is_opened_small_and_upright(tmp_path, name, orientation):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    path = save(tmp_path, page(900, 600), name, exif=exif)
+    whole = open_image(path, upright=True)
+    image, size = open_reduced(path, 300)
+    assert size == whole.size
+    assert image.mode == "RGB"
+    assert max(image.size) == 300
+    expected = np.asarray(whole.resize(image.size, Image.Resampling.BOX)).astype(int)
+    assert np.abs(np.asarray(image) - expected).mean() < 4
+
+
+def test_a_picture_within_the_bound_stays_as_it_is(tmp_path):
+    path = save(tmp_path, page())
+    image, size = open_reduced(path, 64)
+    assert size == image.size == (64, 40)
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(page()))
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "I;16", "CMYK"])
+def test_every_mode_is_reduced(tmp_path, mode):
+    levels = np.linspace(0, 65535, 900 * 600).reshape(600, 900).astype(np.uint16)
+    picture = Image.fromarray(levels) if mode == "I;16" else page(900, 600).convert(mode)
+    path = save(tmp_path, picture, "p.tiff")
+    image, size = open_reduced(path, 300)
+    assert (image.mode, size) == ("RGB", (900, 600))
+    expected = np.asarray(open_image(path, upright=True).resize(image.size, Image.Resampling.BOX)).astype(int)
+    assert np.abs(np.asarray(image) - expected).mean() < 4
+
+
+def test_a_jpeg_above_the_bound_of_the_others_is_decoded_in_part(tmp_path, monkeypatch):
+    monkeypatch.setattr("pulse_edge.image_io.MAX_PIXELS", 100_000)
+    image, size = open_reduced(save(tmp_path, page(900, 600), "p.jpg"), 300)
+    assert (image.size, size) == ((300, 200), (900, 600))
+    with pytest.raises(ImageError, match="megapixels"):
+        open_reduced(save(tmp_path, page(900, 600), "p.png"), 300)
 
 
 # --- damaged bytes ------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ PUBLIC = {
 }
 VERBS = [
     "build",
+    "capture",
     "doctor",
     "eval",
     "export",

@@ -1,0 +1,253 @@
+"""How fast the grid's two families of lines follow each other, everywhere in a picture.
+
+Windows of the picture are Fourier transformed. Their mean spectrum shows the grid as two combs: peaks at
+every fifth of the 1 mm frequency, along two directions at about a right angle. The pair of directions and
+spacings whose combs hold the most energy is the seed. Each window's own peak near the seed, followed from
+a linear to a cubic change over the picture, is the frequency field.
+
+Frequencies are float64 [..., 2, 2]: for each family (of lines across x, across y) cycles per pixel along x
+and y, of the 1 mm period. A gradient of the paper's coordinate in millimetres is the same number.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+WINDOW: Final = 256  # pixels
+_HOP: Final = 128
+_ANGLES: Final = 144  # in half a turn
+_PERIODS: Final = (2.15, 22.0)  # pixels per millimetre that are searched
+_STEPS: Final = 64  # per octave of spacing
+# Weight of each fifth of the 1 mm frequency in a comb, by how far it stands above the gaps beside it.
+_COMB: Final = {1: 0.5, 2: 0.5, 3: 0.5, 4: 0.5, 5: 1.2, 6: 0.3, 7: 0.3, 8: 0.3, 9: 0.3, 10: 0.7}
+_GAMMA: Final = 0.25  # exponent on power: strong teeth count more, but no single one is a comb
+_CAP: Final = 12.0
+_SKEW: Final = 10  # angles, 12.5 degrees, that the families may be off a right angle (perspective)
+_RATIO: Final = 1.25  # of their spacings
+_REACH: Final = 0.1  # of the frequency: how much it may change to the next window
+SURE: Final = 2.3  # natural logarithms above its surroundings from which a peak counts
+_TRIED: Final = 4  # places in which pairs are looked for
+
+
+@dataclass(frozen=True)
+class Spectra:
+    """Windowed spectra of a picture.
+
+    Attributes:
+        power: float32 [n, WINDOW, WINDOW // 2 + 1], row 0 is frequency 0.
+        centre: float64 [n, 2], pixel (x, y) in the middle of each window.
+        shape: rows and columns of windows; n of them, row by row.
+    """
+
+    power: NDArray[np.float32]
+    centre: Floats
+    shape: tuple[int, int]
+
+
+def spectra(signal: NDArray[np.float32]) -> Spectra:
+    """Fourier transform overlapping Hann windows of a signal, float32 [H, W]."""
+    height, width = signal.shape
+    padded = np.pad(signal, ((0, max(0, WINDOW - height)), (0, max(0, WINDOW - width))))
+    rows, columns = _starts(height), _starts(width)
+    hann = np.hanning(WINDOW).astype(np.float32)
+    taper = hann[:, None] * hann
+    windows = np.stack([padded[r : r + WINDOW, c : c + WINDOW] for r in rows for c in columns])
+    transformed = scipy.fft.rfft2(windows * taper, overwrite_x=True)
+    power = transformed.real**2 + transformed.imag**2
+    middle = (WINDOW - 1) / 2
+    centre = [(c + middle, r + middle) for r in rows for c in columns]
+    return Spectra(np.asarray(power, np.float32), np.array(centre, np.float64), (len(rows), len(columns)))
+
+
+def _starts(side: int) -> NDArray[np.intp]:
+    room = max(0, side - WINDOW)
+    return np.linspace(0, room, -(-room // _HOP) + 1).round().astype(np.intp)
+
+
+@dataclass(frozen=True)
+class Seed:
+    """A frequency from which the grid may be followed.
+
+    Attributes:
+        frequency: float64 [2, 2].
+        window: in which it was found.
+        score: how far its two combs stand above their gaps, weighted; higher is surer.
+    """
+
+    frequency: Floats
+    window: int
+    score: float
+
+
+def find_seeds(found: Spectra) -> list[Seed]:
+    """Find the grid where it is clearest: candidates of different places or spacings, the best first."""
+    rows, columns = found.shape
+    power = found.power.reshape(rows, columns, *found.power.shape[1:])
+    groups = [(r, c) for r in _middles(rows) for c in _middles(columns)]
+    mean = [power[max(0, r - 1) : r + 2, max(0, c - 1) : c + 2].mean((0, 1)) for r, c in groups]
+    low, high = 1 / _PERIODS[1], 1 / _PERIODS[0]
+    # From a tenth of the lowest 1 mm frequency to a little more than twice the highest.
+    first, count = int(np.log2(10) * _STEPS) + 1, int(np.log2(high / low) * _STEPS) + 1
+    last = int(np.log2(10.5 / 5) * _STEPS) + 1
+    radius = low * 2.0 ** (np.arange(-first, count + last) / _STEPS)
+    angle = np.pi * np.arange(_ANGLES) / _ANGLES
+    x, y = radius * np.cos(angle)[:, None], radius * np.sin(angle)[:, None]
+    level = np.stack(mean, axis=-1) ** np.float32(_GAMMA)
+    polar = _look_up(level / np.maximum(np.median(level, axis=(0, 1)), 1e-6), x, y)
+
+    def tooth(fifths: float) -> NDArray[np.float32]:
+        at = first + round(np.log2(fifths / 5) * _STEPS)
+        return polar[:, at : at + count]
+
+    score = np.zeros((_ANGLES, count, len(groups)), np.float32)
+    for fifths, weight in _COMB.items():
+        above = tooth(fifths) - (tooth(fifths - 0.5) + tooth(fifths + 0.5)) / 2
+        score += np.float32(weight) * np.nan_to_num(np.clip(above, -_CAP, _CAP))  # nan: beyond Nyquist
+    clear = np.argsort(-score.max((0, 1)))[:_TRIED]
+    seeds = [
+        Seed(frequency, groups[k][0] * columns + groups[k][1], best)
+        for k in clear
+        for frequency, best in _best_pairs(score[..., k], radius[first : first + count], angle)
+    ]
+    return sorted(seeds, key=lambda seed: -seed.score)
+
+
+def _middles(n: int) -> list[int]:
+    """Every third window, as middles of groups of three."""
+    return list(range(1, n - 1, 3)) or [n // 2]
+
+
+def _look_up(values: NDArray[np.float32], fx: Floats, fy: Floats) -> NDArray[np.float32]:
+    """Bilinear values of half spectra [., ., G] at frequencies in cycles per pixel; nan beyond Nyquist."""
+    flip = np.where(fx < 0, -1.0, 1.0)
+    column, row = fx * flip * WINDOW, fy * flip * WINDOW
+    inside = (column < WINDOW / 2 - 1) & (np.abs(row) < WINDOW / 2 - 1)
+    column, row = np.where(inside, column, 0.0), np.where(inside, row, 0.0)
+    c, r = np.floor(column).astype(np.intp), np.floor(row).astype(np.intp)
+    across, down = (part[..., None].astype(np.float32) for part in (column - c, row - r))
+    top = values[r, c] * (1 - across) + values[r, c + 1] * across
+    bottom = values[r + 1, c] * (1 - across) + values[r + 1, c + 1] * across
+    return np.asarray(np.where(inside[..., None], top * (1 - down) + bottom * down, np.float32(np.nan)))
+
+
+def _best_pairs(score: NDArray[np.float32], radius: Floats, angle: Floats) -> list[tuple[Floats, float]]:
+    """Join two directions at about a right angle and of about the same spacing: the best two spacings."""
+    near = int(np.log2(_RATIO) * _STEPS)
+    padded = np.pad(score, ((0, 0), (near, near)), constant_values=-np.inf)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * near + 1, axis=1)
+    widest, where = windows.max(-1), windows.argmax(-1)  # the best partner in each direction
+    skews = np.arange(-_SKEW, _SKEW + 1) + _ANGLES // 2
+    totals = np.stack([score + np.roll(widest, -skew, axis=0) for skew in skews])
+    pairs = []
+    for _ in range(2):
+        skew, a, s = np.unravel_index(int(totals.argmax()), totals.shape)
+        b = (a + skews[skew]) % _ANGLES
+        steps = ((a, s), (b, s + where[b, s] - near))
+        vectors = [radius[k] * np.array([np.cos(angle[turn]), np.sin(angle[turn])]) for turn, k in steps]
+        pairs.append((arrange(np.array(vectors)), float(totals[skew, a, s])))
+        totals[:, :, max(0, s - near) : s + near + 1] = -np.inf
+    return pairs
+
+
+def arrange(pair: Floats) -> Floats:
+    """Order two frequency vectors, [2, 2]: the first points to the right, the second down, never mirrored."""
+    first, second = (
+        pair if abs(pair[0, 0]) * np.hypot(*pair[1]) >= abs(pair[1, 0]) * np.hypot(*pair[0]) else pair[::-1]
+    )
+    return np.array([first * np.sign(first[0] or 1.0), second * np.sign(second[1] or 1.0)])
+
+
+def follow(found: Spectra, seed: Floats, start: int) -> tuple[Floats, Floats]:
+    """Follow the grid from window to window, the clearest first.
+
+    Args:
+        found: the spectra.
+        seed: float64 [2, 2], the frequency in the first window.
+        start: the first window.
+
+    Returns:
+        As :func:`peaks`. A window in which nothing is found hands on what its neighbours have.
+    """
+    rows, columns = found.shape
+    where, weight = np.zeros((rows * columns, 2, 2)), np.zeros((rows * columns, 2))
+    done = np.zeros(rows * columns, bool)
+    queue: list[tuple[float, int]] = [(0.0, start)]
+    queued = {start}
+    while queue:
+        _, window = heapq.heappop(queue)
+        r, c = divmod(window, columns)
+        beside = [
+            y * columns + x
+            for y in range(max(0, r - 1), min(rows, r + 2))
+            for x in range(max(0, c - 1), min(columns, c + 2))
+            if (y, x) != (r, c)
+        ]
+        known = [k for k in beside if done[k]]
+        expected = np.average(where[known], 0, weight[known].min(1) + 0.1) if known else seed
+        where[window], weight[window] = _both_peaks(found.power[window], expected, _REACH)
+        done[window] = True
+        for k in beside:
+            if k not in queued:
+                queued.add(k)
+                heapq.heappush(queue, (-float(weight[window].min()), k))
+    return where, weight
+
+
+def peaks(found: Spectra, around: Floats, reach: float) -> tuple[Floats, Floats]:
+    """Find each window's frequency near an expected one.
+
+    Args:
+        found: the spectra.
+        around: float64 [n, 2, 2], where to look.
+        reach: how far from there, relative to the frequency; below a fifth, where the next tooth stands.
+
+    Returns:
+        Frequencies, float64 [n, 2, 2], and the weight of each, float64 [n, 2]: how far the peak stands above
+        the median of what lies around it, in natural logarithms; 0 for none.
+    """
+    both = [_both_peaks(power, expected, reach) for power, expected in zip(found.power, around, strict=True)]
+    return np.stack([where for where, _ in both]), np.stack([weight for _, weight in both])
+
+
+def _both_peaks(power: NDArray[np.float32], expected: Floats, reach: float) -> tuple[Floats, Floats]:
+    found = [_peak(power, expected[family], reach) for family in range(2)]
+    where = np.stack([f for f, _ in found])
+    weight = np.array([w for _, w in found])
+    return np.where(weight[:, None] > SURE, where, expected), weight
+
+
+def _peak(power: NDArray[np.float32], expected: Floats, reach: float) -> tuple[Floats, float]:
+    flip = -1.0 if expected[0] < 0 else 1.0
+    centre = expected * flip * WINDOW
+    side = max(2, round(float(np.hypot(*centre)) * reach))
+    columns = np.arange(round(centre[0]) - side - 1, round(centre[0]) + side + 2)
+    rows = np.arange(round(centre[1]) - side - 1, round(centre[1]) + side + 2)
+    half = WINDOW // 2
+    if columns[-1] > half or max(abs(rows[0]), abs(rows[-1])) >= half:
+        return expected, 0.0
+    # Left of frequency 0 the half spectrum goes on as its mirror image.
+    mirrored = columns < 0
+    patch = power[np.where(mirrored, -rows[:, None], rows[:, None]) % WINDOW, np.abs(columns)]
+    inner = patch[1:-1, 1:-1]
+    r, c = np.unravel_index(int(inner.argmax()), inner.shape)
+    r, c = r + 1, c + 1
+    middle = patch.size // 2
+    level = float(np.partition(patch, middle, axis=None)[middle]) + 1e-6  # the median, faster
+    weight = float(np.log(patch[r, c] / level + 1e-6))
+    near = np.log(patch[r - 1 : r + 2, c - 1 : c + 2] + 1e-6).astype(np.float64)
+    found = np.array([columns[c] + _vertex(near[1]), rows[r] + _vertex(near[:, 1])])
+    return found * flip / WINDOW, max(0.0, weight)
+
+
+def _vertex(three: Floats) -> float:
+    """Where the parabola through three values at -1, 0, 1 peaks."""
+    bend = three[0] - 2 * three[1] + three[2]
+    return float(np.clip((three[0] - three[2]) / (2 * bend), -0.5, 0.5)) if bend < 0 else 0.0
