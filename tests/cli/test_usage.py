@@ -29,7 +29,7 @@ from pulse_edge.cli import guard
             ("export", "--target", "onnx", "--precision", "fp23", "--model", "{checkpoint}"),
             "Did you mean 'fp",
         ),
-        (("export", "--device", "x86-cpu", "--model", "{checkpoint}"), "not a Jetson"),
+        (("export", "--device", "x86-cpu", "--model", "{checkpoint}"), "Use another --target"),
         (("export", "--model", "no/such/model"), "no/such/model"),
         (("verify", "no-such-bundle"), "no-such-bundle"),
         (("run", "no/such/bundle", "--image", "{page}"), "no/such/bundle"),
@@ -68,7 +68,7 @@ def test_with_json_the_error_is_json_too(pulse) -> None:
 
 
 def test_an_unexpected_error_is_one_sentence_unless_debugging(pulse, monkeypatch) -> None:
-    monkeypatch.setattr("pulse_edge.commands.doctor", lambda: {}["nothing\nhere"])
+    monkeypatch.setattr("pulse_edge.commands.doctor", lambda *_: {}["nothing\nhere"])
     done = pulse("doctor")
     assert done.code == 1
     assert done.err.count("\n") == 1
