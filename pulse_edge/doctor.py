@@ -21,6 +21,7 @@ NEEDED: Final = {
     "export": ("torch", "transformers", "safetensors", "onnx", "onnxscript"),
     "train": ("torch", "transformers", "safetensors", "accelerate"),
     "coreml": ("torch", "transformers", "safetensors", "coremltools"),
+    "compress": ("torch", "transformers", "safetensors"),
     "heic": ("pillow-heif",),
 }  # fmt: skip
 _JETSON_MODEL: Final = Path("/proc/device-tree/model")
