@@ -29,9 +29,9 @@ PAGES = 64  # to calibrate on
 RUNS = (  # bits, group, symmetric, method
     (8, None, True, "rtn"),
     (4, 64, True, "rtn"),
-    (4, 64, True, "clip"),
-    (4, 64, True, "awq"),
     (4, 64, True, "gptq"),
+    (4, 64, True, "awq"),
+    (4, 64, True, "clip"),
     (4, 32, True, "gptq"),
     (4, 64, False, "gptq"),
 )
@@ -48,7 +48,10 @@ def main() -> None:
     source = resolve_model(options.model)
     before = score_records(load(source), options.labels, "test", options.limit)
     rows: list[dict[str, Any]] = []
-    print(f"{'':36s}{'AUROC':>8s}{'loss':>9s}  {'95 % interval':20s}{'flips':>7s}{'MB':>6s}{'s':>6s}")
+    print(
+        f"{'':36s}{'AUROC':>8s}{'loss':>9s}  {'95 % interval':20s}{'flips':>7s}{'MB':>6s}{'s':>6s}",
+        flush=True,
+    )
     for run in RUNS:
         with tempfile.TemporaryDirectory() as scratch:
             row = measure(source, Path(scratch) / "quantised", run, before, options)
@@ -59,6 +62,11 @@ def main() -> None:
             f"{row['flip_share']:7.2%}{row['megabytes']:6.1f}{row['seconds']:6.0f}",
             flush=True,
         )
+        write(rows, options)
+
+
+def write(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    """Write what was measured so far: a run that is stopped leaves whole rows."""
     report = {
         "command": "python benchmarks/quantize.py",
         "model": options.model,
