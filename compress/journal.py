@@ -66,14 +66,15 @@ class Journal:
             return found
 
     def keep_hidden(self, number: int, hidden: Sequence[Tensor]) -> None:
-        """Keep what enters a layer; what entered earlier ones is deleted."""
+        """Keep what enters a layer."""
         target = self.folder / _HIDDEN.format(number)
         work = target.with_suffix(".partial")
         save_file({f"{k:05d}": x.to(torch.float32).contiguous() for k, x in enumerate(hidden)}, work)
         work.replace(target)
-        for old in self.folder.glob(_HIDDEN.format("*")):
-            if old != target:
-                old.unlink()
+
+    def drop_hidden(self, number: int) -> None:
+        """Delete what enters a layer, once that layer is finished: until then a resumed run needs it."""
+        (self.folder / _HIDDEN.format(number)).unlink(missing_ok=True)
 
     def hidden(self, number: int) -> list[Tensor] | None:
         """Return what enters a layer, if it was kept."""

@@ -162,6 +162,7 @@ def _layers(
             else:
                 tensors[name] = layer.state_dict()[inner].to(dtype)
         journal.finish(k, tensors, {"kept": [f"layers.{k}.{name}" for name in unfit]})
+        journal.drop_hidden(k)
     tick("layers", count, count)
 
 

@@ -12,6 +12,7 @@ import torch
 from pulse_edge import commands
 from pulse_edge.compress import quantize_checkpoint as run
 from pulse_edge.compress.form import Form
+from pulse_edge.compress.journal import Journal
 from pulse_edge.compress.methods import METHODS
 from pulse_edge.compress.quantize import Settings, write_quantized
 from pulse_edge.compress.walk import advance, enter, observe, take_layer
@@ -129,6 +130,26 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_weights(small_checkpoint, tmp
         tick=lambda what, done, total: began.append((what, done)),
     )
     assert ("layers", 0) not in began
+    for file in (tmp_path / "whole").glob("*.safetensors"):
+        assert file.read_bytes() == (tmp_path / "twice" / file.name).read_bytes()
+
+
+def test_a_kill_before_a_layer_is_finished_does_not_lose_what_enters_it(
+    small_checkpoint, tmp_path, monkeypatch
+) -> None:
+    make(small_checkpoint, tmp_path / "whole", "gptq")
+    finish = Journal.finish
+
+    def killed(self: Journal, number: int, *rest: object) -> None:
+        if number == 1:
+            raise KeyboardInterrupt  # the next layer's inputs are kept already
+        finish(self, number, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make(small_checkpoint, tmp_path / "twice", "gptq")
+    make(small_checkpoint, tmp_path / "twice", "gptq")
     for file in (tmp_path / "whole").glob("*.safetensors"):
         assert file.read_bytes() == (tmp_path / "twice" / file.name).read_bytes()
 
