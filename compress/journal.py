@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ class Journal:
         work = target.with_suffix(".partial")
         save_file({k: v.contiguous() for k, v in tensors.items()}, work, {"facts": json.dumps(dict(facts))})
         interrupt.check()
-        work.replace(target)
+        _settle(work, target)
 
     def facts(self, number: int) -> dict[str, Any]:
         """Return what was written down about a finished part."""
@@ -70,7 +71,7 @@ class Journal:
         target = self.folder / _HIDDEN.format(number)
         work = target.with_suffix(".partial")
         save_file({f"{k:05d}": x.to(torch.float32).contiguous() for k, x in enumerate(hidden)}, work)
-        work.replace(target)
+        _settle(work, target)
 
     def drop_hidden(self, number: int) -> None:
         """Delete what enters a layer, once that layer is finished: until then a resumed run needs it."""
@@ -83,3 +84,10 @@ class Journal:
             return None
         with safe_open(path, framework="pt") as opened:
             return [opened.get_tensor(name) for name in sorted(opened.keys())]
+
+
+def _settle(work: Path, target: Path) -> None:
+    """Give a written file its name once it is on the disk: what has a name survives a cut of the power too."""
+    with work.open("rb") as stream:
+        os.fsync(stream.fileno())
+    work.replace(target)
