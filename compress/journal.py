@@ -87,7 +87,7 @@ class Journal:
 
 
 def _settle(work: Path, target: Path) -> None:
-    """Give a written file its name once it is on the disk: what has a name survives a cut of the power too."""
+    """Give a written file its name once it is on the disk, so that a cut of the power takes none."""
     with work.open("rb") as stream:
         os.fsync(stream.fileno())
     work.replace(target)
