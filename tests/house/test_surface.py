@@ -27,6 +27,7 @@ VERBS = [
     "plan",
     "quantize",
     "run",
+    "serve",
     "train",
     "verify",
 ]
