@@ -4,7 +4,7 @@ import { request } from "./api.js";
 import { byId, sleep } from "./dom.js";
 import { t } from "./texts.js";
 
-const FRAME_SIDE = 1920; // pixels of the frames that advice is asked for: the gate looks no closer
+const FRAME_SIDE = 1920; // pixels of the frames that advice is asked for: its sharpness is measured at this size
 const FRAME_QUALITY = 0.8;
 const FRAME_BYTES = 1 << 20; // the server takes no larger one
 const PHOTO_QUALITY = 0.95;
@@ -124,11 +124,12 @@ export class Camera {
   }
 
   async advice(signal) {
+    const scale = Math.max(1, Math.max(this.video.videoWidth, this.video.videoHeight) / FRAME_SIDE);
     let frame = await this.grab(FRAME_SIDE, FRAME_QUALITY);
     if (frame.size > FRAME_BYTES) frame = await this.grab(FRAME_SIDE, FRAME_QUALITY / 2);
     try {
       const options = { method: "POST", body: frame, headers: { "Content-Type": "image/jpeg" }, signal };
-      return await (await request(`/v1/guidance?camera=${this.id}`, options)).json();
+      return await (await request(`/v1/guidance?camera=${this.id}&scale=${scale}`, options)).json();
     } catch (error) {
       if (error.name === "AbortError") throw error;
       return null;
