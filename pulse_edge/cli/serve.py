@@ -28,6 +28,9 @@ def serve(
     threads: Annotated[int | None, typer.Option(help="For ONNX Runtime; all cores by default.")] = None,
     require_key: Annotated[Path | None, typer.Option(help="Public key that must have signed it.")] = None,
     runtime: Annotated[str | None, typer.Option(help="onnx or tensorrt; by default what fits.")] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="End once BUNDLE, a link, leads to another sound one.")
+    ] = False,
     new_database: Annotated[
         bool, typer.Option("--new-database", help="Begin an empty history after a damaged one.")
     ] = False,
@@ -49,7 +52,7 @@ def serve(
 
     result = commands.serve(
         bundle, host, port, data, token_file, tls_cert, tls_key, keep_days, queue, deadline, max_photo_mb,
-        min_free_mb, threads, require_key, runtime, new_database, check_log, ready,
+        min_free_mb, threads, require_key, runtime, follow, new_database, check_log, ready,
     )  # fmt: skip
     if not check_log:
         return

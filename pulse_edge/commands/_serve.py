@@ -36,6 +36,7 @@ def serve(
     threads: int | None = None,
     require_key: Path | None = None,
     runtime: str | None = None,
+    follow: bool = False,
     new_database: bool = False,
     check_log: bool = False,
     report: Callable[[dict[str, Any]], None] = lambda about: None,
@@ -58,6 +59,7 @@ def serve(
         threads: for ONNX Runtime; all cores by default.
         require_key: public key that must have signed the bundle.
         runtime: ``onnx`` or ``tensorrt``; by default what the bundle has engines for.
+        follow: end once BUNDLE, a link, leads to another sound bundle; for a supervisor that restarts it.
         new_database: begin an empty history after a damaged one was moved aside.
         check_log: verify the audit log and end; no bundle is needed.
         report: called with ``{"url", "data", "bundle"}`` once the address is listened on.
@@ -95,7 +97,7 @@ def serve(
         raise UserError("--port must be 0 to 65535, and --min-free-mb at least 0.")
     settings = Settings(
         folder, host, token, keep_days, queue, deadline, max_photo_mb << 20,
-        min_free=min_free_mb << 20, new_database=new_database,
+        min_free=min_free_mb << 20, follow=follow, new_database=new_database,
     )  # fmt: skip
     tls = (Path(tls_cert), Path(tls_key)) if tls_cert is not None and tls_key is not None else None
     _serve(settings, port, Path(bundle), tls, (threads, require_key, runtime), report)

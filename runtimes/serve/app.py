@@ -25,6 +25,7 @@ from pulse_edge.runtimes.serve.requests import explain
 from pulse_edge.runtimes.serve.service import Service
 
 _PURGE_S: Final = 3600.0
+_FOLLOW_S: Final = 2.0
 _CODES: Final = {
     404: ("not_found", "There is nothing here."),
     405: ("method_not_allowed", "This address does not take that method."),
@@ -74,11 +75,12 @@ def _with_chat(description: dict[str, Any]) -> dict[str, Any]:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     await run_in_threadpool(service.start)
-    keeper = asyncio.create_task(_purge(service))
+    tasks = [asyncio.create_task(_purge(service)), asyncio.create_task(_follow(service))]
     try:
         yield
     finally:
-        keeper.cancel()
+        for task in tasks:
+            task.cancel()
         await run_in_threadpool(service.stop)
 
 
@@ -86,6 +88,11 @@ async def _purge(service: Service) -> None:
     while True:
         await asyncio.sleep(_PURGE_S)
         await run_in_threadpool(service.purge)
+
+
+async def _follow(service: Service) -> None:
+    while not await run_in_threadpool(service.follow):
+        await asyncio.sleep(_FOLLOW_S)
 
 
 def _answer(refusal: Refusal) -> JSONResponse:

@@ -52,7 +52,10 @@ def connect(data: Path, new: bool = False) -> sqlite3.Connection:
     path, note = data / NAME, data / DAMAGED
     if note.is_file() and not path.is_file() and not new:
         raise Damaged(_sentence(data))
-    fresh = not path.is_file()
+    if not path.is_file() and _has_pictures(data):  # taken away, or moved aside by halves
+        move_aside(data)
+        if not new:
+            raise Damaged(_sentence(data))
     try:
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
     except sqlite3.Error as error:
@@ -60,7 +63,7 @@ def connect(data: Path, new: bool = False) -> sqlite3.Connection:
             f"{path} cannot be opened ({error}). Check the folder's rights and disk."
         ) from error
     try:
-        _prepare(connection, fresh, path)
+        _prepare(connection, path)
     except sqlite3.DatabaseError as error:
         connection.close()
         if _is_passing(error):
@@ -96,7 +99,12 @@ def log_head(connection: sqlite3.Connection) -> tuple[int, str] | None:
     return int(number), str(head)
 
 
-def _prepare(connection: sqlite3.Connection, fresh: bool, path: Path) -> None:
+def _has_pictures(data: Path) -> bool:
+    """Whether there are studies' pictures: then there must be a database."""
+    return any(not path.name.startswith(".") for path in (data / FOLDER).glob("*"))
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     """Set what SQLite forgets between openings, check the whole file, make the tables."""
     os.chmod(path, 0o600)
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
@@ -106,7 +114,8 @@ def _prepare(connection: sqlite3.Connection, fresh: bool, path: Path) -> None:
         raise UserError(
             f"{path} was written by a newer pulse-edge. Update this one, or choose another --data."
         )
-    if fresh:
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if not tables and not version and not _has_pictures(path.parent):
         connection.executescript(f"BEGIN;{_TABLES}PRAGMA user_version={_VERSION};COMMIT;")
         fsync(path.parent)
         return

@@ -25,7 +25,8 @@ from pulse_edge.runtimes.serve.settings import MAX_FRAME, MAX_JSON, UPLOAD_S, Se
 _OPEN: Final = ("/", "/healthz")  # and /page/…: they hold nothing of a patient
 _HEADERS: Final = {
     "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
-    "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "permissions-policy": "camera=(self), microphone=(), geolocation=()",

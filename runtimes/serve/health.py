@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from pulse_edge.bundle import sha256_file
+from pulse_edge.bundle import sha256_file, verify_bundle
 from pulse_edge.contract import MANIFEST
 from pulse_edge.runtimes.serve.clock import Clock
 from pulse_edge.runtimes.serve.errors import Refusal
@@ -43,27 +43,39 @@ class Bundle:
     """Knows whether a bundle's files are still those that were loaded.
 
     Args:
-        folder: of the bundle.
+        named: the folder, or a link to it, such as `pulse-edge bundle install` switches.
+        folder: where that led.
         names: of its files; hashing them again would take minutes, so size, inode and time are compared,
             and the manifest's hash.
+
+    Attributes:
+        sha256: of the manifest, which names the hash of every file.
     """
 
-    def __init__(self, folder: Path, names: list[str]) -> None:
-        self._folder, self._names = folder, [MANIFEST, *names]
-        self.sha256 = sha256_file(folder / MANIFEST)
+    def __init__(self, named: Path, folder: Path, names: list[str]) -> None:
+        self._named, self._folder = named, folder
+        self._names = [MANIFEST, *names]
+        self.sha256 = sha256_file(self._folder / MANIFEST)
         self._stamps = self._look()
         self._changed = False
 
     def changed(self) -> bool:
-        """Whether a file was changed, replaced or taken away; once True it stays so."""
+        """Whether a file was changed, replaced or taken away, which stays so, or the name leads elsewhere."""
         if not self._changed:
             try:
-                self._changed = (
-                    self._look() != self._stamps or sha256_file(self._folder / MANIFEST) != self.sha256
-                )
+                same = self._look() == self._stamps and sha256_file(self._folder / MANIFEST) == self.sha256
             except OSError:
-                self._changed = True
-        return self._changed
+                same = False
+            self._changed = not same
+        return self._changed or self.moved()
+
+    def moved(self) -> bool:
+        """Whether the name leads to another folder than the one that was loaded."""
+        return Path(os.path.realpath(self._named)) != self._folder
+
+    def successor(self) -> bool:
+        """Whether the name leads to another bundle, and that one is sound; reads all of it."""
+        return self.moved() and not verify_bundle(Path(os.path.realpath(self._named)))
 
     def _look(self) -> list[Stamp]:
         found = (os.stat(self._folder / name) for name in self._names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ class Model:
     """An opened bundle.
 
     Args:
-        folder: of the bundle.
+        named: folder of the bundle, or a link to it.
         threads: for ONNX Runtime; all cores by default.
         require_key: public key that must have signed it.
         runtime: ``onnx`` or ``tensorrt``; by default what fits.
@@ -40,15 +41,14 @@ class Model:
 
     def __init__(
         self,
-        folder: Path,
+        named: Path,
         threads: int | None = None,
         require_key: Path | None = None,
         runtime: str | None = None,
     ) -> None:
+        folder = Path(os.path.realpath(named))
         manifest = read_manifest(folder)
-        self.bundle = Bundle(
-            folder, sorted(manifest["files"])
-        )  # before it is read: a change from here on shows
+        self.bundle = Bundle(named, folder, sorted(manifest["files"]))  # a change from here on shows
         self._session: Session = load(folder, threads=threads, require_key=require_key, runtime=runtime)
         self.labels = {name: {"phrase": entry["phrase"]} for name, entry in self._session.labels.items()}
         self.intended_use = str(manifest.get("intended_use") or "Research use; not a medical device.")

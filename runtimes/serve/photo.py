@@ -62,9 +62,10 @@ def read_photo(path: Path, max_pixels: int, capture: bool, accept: bool) -> Shot
     taken = take(picture)
     quality = taken.result()
     timing = quality.pop("timing_ms")
-    if quality["grade"] == REFUSE and not (accept and taken.found.grid_found):
-        reasons = " ".join(quality["reasons"])
-        raise Refusal(422, "photo_refused", reasons or "Photograph the ECG again.", more={"quality": quality})
+    acceptable = taken.found.grid_found
+    if quality["grade"] == REFUSE and not (accept and acceptable):
+        reasons = " ".join(quality["reasons"]) or "Photograph the ECG again."
+        raise Refusal(422, "photo_refused", reasons, more={"quality": quality, "acceptable": acceptable})
     return Shot(taken.found.page, quality, timing, kind)
 
 

@@ -58,7 +58,7 @@ def serve(
         _check_tls(*tls)
     listener = _listen(settings.host, port)
     with contextlib.closing(listener):
-        service = Service(settings, open_model, on_failure=lambda: setattr(server, "should_exit", True))
+        service = Service(settings, open_model, end=lambda: setattr(server, "should_exit", True))
         config = uvicorn.Config(
             create_app(service),
             http="h11",

@@ -33,7 +33,7 @@ class Service:
         settings: of the service.
         open_model: opens the bundle; called in the model's thread.
         clock: the wall's.
-        on_failure: called when the model cannot be opened.
+        end: called when the process shall end: the model cannot be opened, or another one is to be.
 
     Attributes:
         failure: why the model could not be opened.
@@ -49,9 +49,9 @@ class Service:
         settings: Settings,
         open_model: Callable[[], Model],
         clock: Clock | None = None,
-        on_failure: Callable[[], None] = lambda: None,
+        end: Callable[[], None] = lambda: None,
     ) -> None:
-        self.settings, self._open_model, self._on_failure = settings, open_model, on_failure
+        self.settings, self._open_model, self._end = settings, open_model, end
         self.clock = clock or Clock()
         self._lock = _claim(settings.data)
         self.health = Health(settings, self.clock)
@@ -132,12 +132,23 @@ class Service:
             return count
         return 0
 
+    def follow(self) -> bool:
+        """End the process if the bundle's name leads to another sound one, where that is wanted."""
+        bundle = self.health.bundle
+        if not self.settings.follow or bundle is None or not bundle.successor():
+            return False
+        self.note("successor_found")
+        log("successor_found")
+        self.drain()
+        self._end()
+        return True
+
     def _load(self) -> None:
         try:
             model = self._open_model()
         except PulseEdgeError as error:
             self.failure = error
-            self._on_failure()
+            self._end()
             return
         self._model, self.health.bundle = model, model.bundle
         self.note("model_loaded", model=model.about)

@@ -31,6 +31,7 @@ class Settings:
         max_photo: bytes of a picture.
         max_pixels: of a picture.
         min_free: bytes of the disk that must be free for a study to be taken.
+        follow: end once the bundle's name leads to another sound one, so that a supervisor starts it anew.
         new_database: begin an empty history after a damaged one was moved aside.
     """
 
@@ -43,6 +44,7 @@ class Settings:
     max_photo: int = 24 << 20
     max_pixels: int = 64_000_000
     min_free: int = 200 << 20
+    follow: bool = False
     new_database: bool = False
 
 
