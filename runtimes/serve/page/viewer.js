@@ -14,6 +14,7 @@ export class Viewer {
     this.fingers = new Map(); // pointer id -> {x, y}, within the box
     this.fit();
     this.image.addEventListener("load", () => this.fit());
+    this.image.addEventListener("error", () => (this.image.alt = t("viewer.failed"))); // HEIC, TIFF
     this.box.addEventListener("wheel", (event) => this.onWheel(event), { passive: false });
     this.box.addEventListener("pointerdown", (event) => this.onDown(event));
     this.box.addEventListener("pointermove", (event) => this.onMove(event));
@@ -44,12 +45,12 @@ export class Viewer {
     this.draw();
   }
 
-  // Enlarge by `factor` about a point of the box, its middle by default.
-  zoomAt(factor, point = { x: this.box.clientWidth / 2, y: this.box.clientHeight / 2 }) {
+  // Enlarge by `factor`; what is at `point` of the box, by default its middle, comes to lie at `to`.
+  zoomAt(factor, point = { x: this.box.clientWidth / 2, y: this.box.clientHeight / 2 }, to = point) {
     const scale = Math.min(MOST, Math.max(1, this.scale * factor));
     const ratio = scale / this.scale;
-    this.x = point.x - (point.x - this.x) * ratio;
-    this.y = point.y - (point.y - this.y) * ratio;
+    this.x = to.x - (point.x - this.x) * ratio;
+    this.y = to.y - (point.y - this.y) * ratio;
     this.scale = scale;
     this.draw();
   }
@@ -95,9 +96,8 @@ export class Viewer {
       return;
     }
     const spread = (point) => Math.hypot(point.x - other.x, point.y - other.y);
-    const middle = { x: (now.x + other.x) / 2, y: (now.y + other.y) / 2 };
-    this.move((now.x - before.x) / 2, (now.y - before.y) / 2);
-    this.zoomAt(spread(now) / Math.max(1, spread(before)), middle);
+    const middle = (point) => ({ x: (point.x + other.x) / 2, y: (point.y + other.y) / 2 });
+    this.zoomAt(spread(now) / Math.max(1, spread(before)), middle(before), middle(now));
   }
 
   onKey(event) {

@@ -41,6 +41,7 @@ def expect(locator: Any) -> Any:
     """Playwright's assertions, which wait a while; imported late, since it may not be installed."""
     from playwright.sync_api import expect
 
+    expect.set_options(timeout=20_000)
     return expect(locator)
 
 
@@ -86,9 +87,9 @@ def good() -> NDArray[np.uint8]:
 
 
 @pytest.fixture(scope="session")
-def bad(good: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The same photo, out of focus: the gate refuses it."""
-    return np.asarray(cv2.GaussianBlur(good, (0, 0), 3.2), np.uint8)
+def cut(good: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Half of the page: the gate refuses it."""
+    return np.ascontiguousarray(good[:, :600])
 
 
 @pytest.fixture(scope="session")
@@ -139,6 +140,24 @@ def serve(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ca
 def service(serve: Callable[..., str]) -> str:
     """The address of a service that all tests share."""
     return serve()
+
+
+def make_study(service: str, good: NDArray[np.uint8]) -> dict[str, Any]:
+    """Let the service read the good photo, without a browser."""
+    edge = "a-boundary-that-no-photo-holds"
+    head = f'--{edge}\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n\r\n'.encode()
+    body = head + jpeg(good) + f"\r\n--{edge}--\r\n".encode()
+    request = urllib.request.Request(
+        f"{service}/v1/ecg", body, {"Content-Type": f"multipart/form-data; boundary={edge}"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return dict(json.load(answer))
+
+
+@pytest.fixture(scope="session")
+def study(service: str, good: NDArray[np.uint8]) -> dict[str, Any]:
+    """A study that is in the history."""
+    return make_study(service, good)
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +230,7 @@ def photo_file(good: NDArray[np.uint8], tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def bad_file(bad: NDArray[np.uint8], tmp_path: Path) -> Path:
-    path = tmp_path / "bad.jpg"
-    path.write_bytes(jpeg(bad))
+def cut_file(cut: NDArray[np.uint8], tmp_path: Path) -> Path:
+    path = tmp_path / "cut.jpg"
+    path.write_bytes(jpeg(cut))
     return path
