@@ -1,4 +1,4 @@
-"""A real browser at the real service: Debian's Chromium, driven by Playwright, with a recording as its camera."""
+"""A real browser at the real service: Debian's Chromium, driven by Playwright, its camera a recording."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -120,14 +121,8 @@ def serve(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ca
         started.append(process)
         assert process.stdout is not None
         url = str(json.loads(process.stdout.readline())["url"]).rstrip("/")
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(f"{url}/healthz", timeout=5).close()
-                return url
-            except urllib.error.HTTPError:  # the model is being loaded
-                assert time.monotonic() < deadline, "the service did not become ready"
-                time.sleep(0.1)
+        wait_until_ready(url)
+        return url
 
     yield start
     for process in started:
@@ -140,6 +135,17 @@ def serve(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ca
 def service(serve: Callable[..., str]) -> str:
     """The address of a service that all tests share."""
     return serve()
+
+
+def wait_until_ready(url: str) -> None:
+    """Return once the model of a service is loaded."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with suppress(urllib.error.HTTPError):
+            urllib.request.urlopen(f"{url}/healthz", timeout=5).close()
+            return
+        time.sleep(0.1)
+    pytest.fail("the service did not become ready")
 
 
 def make_study(service: str, good: NDArray[np.uint8]) -> dict[str, Any]:
