@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -21,6 +22,30 @@ class Halted(Exception):
     def __init__(self, reason: Finish) -> None:
         super().__init__(reason)
         self.reason: Finish = reason
+
+
+class Limits:
+    """What ends an answer from outside: time, counted from here, and the caller.
+
+    Args:
+        time_limit: seconds; None for no limit.
+        cancel: True ends the answer.
+    """
+
+    def __init__(self, time_limit: float | None, cancel: Callable[[], bool] | None) -> None:
+        self.time_limit, self.cancel, self._began = time_limit, cancel, time.monotonic()
+
+    def __call__(self) -> Finish | None:
+        """Return why to end now; None to go on."""
+        if self.cancel is not None and self.cancel():
+            return "cancelled"
+        return "time" if self.left() == 0 else None
+
+    def left(self) -> float | None:
+        """Return the seconds that are left; None without a limit."""
+        if self.time_limit is None:
+            return None
+        return max(0.0, self.time_limit - (time.monotonic() - self._began))
 
 
 class Recorder:

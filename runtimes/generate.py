@@ -71,7 +71,7 @@ def greedy(
         reason = halt()
         if reason is not None:
             break
-        token = pick(_numbers(logits))
+        token = pick(finite(logits))
         if token == tokenizer.eos_id:
             reason = "stop"
             break
@@ -131,7 +131,7 @@ def yes_no(logits: NDArray[np.float32], tokenizer: Tokenizer, positive: str, neg
     Raises:
         PulseEdgeError: the logits are not numbers.
     """
-    logits = _numbers(logits)
+    logits = finite(logits)
     yes, no = (float(logits[answer_id(tokenizer, word)]) for word in (positive, negative))
     return float(1.0 / (1.0 + np.exp(np.clip(no - yes, -80.0, 80.0))))
 
@@ -142,8 +142,12 @@ def answer_id(tokenizer: Tokenizer, word: str) -> int:
     return tokenizer.encode(f"{ROLES[1]}: {word}", bos=False)[len(asked)]
 
 
-def _numbers(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Overflowed weights or activations must not become an answer: argmax takes NaN for the best token."""
+def finite(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the logits. Overflow must not become an answer: argmax takes NaN for the best token.
+
+    Raises:
+        PulseEdgeError: they are not numbers.
+    """
     if not np.isfinite(logits).all():
         raise PulseEdgeError(
             "The model's output is not a number: its weights are damaged or overflow in this precision. "

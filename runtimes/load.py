@@ -12,6 +12,7 @@ from pulse_edge.bundle.manifest import ENGINES
 from pulse_edge.bundle.signature import required_keys
 from pulse_edge.contract import MANIFEST
 from pulse_edge.errors import BundleError, UnknownNameError, UserError
+from pulse_edge.evaluate.answers import Answers, read_answers
 from pulse_edge.evaluate.calibration import Calibration, read_calibration
 from pulse_edge.model.tokenizer import Tokenizer
 from pulse_edge.runtimes.session import Backend, Session
@@ -106,15 +107,16 @@ def open_session(
             manifest["scoring"],
             manifest["generation"]["max_new_tokens"],
             how or str(getattr(made, "runtime", "")),
-            _calibration(folder, manifest),
+            *_asking(folder, manifest),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{folder / MANIFEST} lacks a field ({error}). Export the bundle again.") from error
 
 
-def _calibration(folder: Path, manifest: dict[str, Any]) -> Calibration | None:
+def _asking(folder: Path, manifest: dict[str, Any]) -> tuple[Calibration | None, Answers]:
     try:
-        return read_calibration(manifest.get("calibration"), manifest["labels"])
+        calibration = read_calibration(manifest.get("calibration"), manifest["labels"])
+        return calibration, read_answers(manifest.get("answers"))
     except ValueError as error:
         raise BundleError(f"{folder / MANIFEST} cannot be used: {error}. Export the bundle again.") from error
 
@@ -137,13 +139,13 @@ def _choose(
 
 
 def _open_checkpoint(path: str | PathLike[str]) -> Session:
-    from pulse_edge.evaluate.labels import card_calibration, label_set
+    from pulse_edge.evaluate.labels import card_asking, label_set
     from pulse_edge.model.checkpoint import load_model, read_card, resolve_model
 
     folder = resolve_model(str(path))
     card = read_card(folder)
     labels, scoring = label_set(card)
-    calibration = card_calibration(card, folder)
+    calibration, answers = card_asking(card, folder)
     model = load_model(folder, "float32")
     from pulse_edge.model.reference import TorchBackend
 
@@ -154,4 +156,5 @@ def _open_checkpoint(path: str | PathLike[str]) -> Session:
         scoring,
         runtime="PyTorch",
         calibration=calibration,
+        answers=answers,
     )

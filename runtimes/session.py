@@ -12,13 +12,24 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pulse_edge.errors import UserError
+from pulse_edge.evaluate.answers import Answers, read_answers
 from pulse_edge.evaluate.calibration import Calibration, uncalibrated
 from pulse_edge.image_io import as_rgb, open_image
 from pulse_edge.model.preprocess import preprocess
 from pulse_edge.model.prompt import build_prompt, encode_prompt
 from pulse_edge.model.tokenizer import Tokenizer
-from pulse_edge.runtimes.conversation import Halt, Halted, Recorder, Turns, agreement, go_on, sound_turns
+from pulse_edge.runtimes.conversation import (
+    Halt,
+    Halted,
+    Limits,
+    Recorder,
+    Turns,
+    agreement,
+    go_on,
+    sound_turns,
+)
 from pulse_edge.runtimes.generate import Finish, Pieces, greedy, most_likely, split_at_image, until, yes_no
+from pulse_edge.runtimes.grammar import Vocabulary
 
 Picture = str | PathLike[str] | Image.Image | NDArray[np.uint8]
 
@@ -67,10 +78,11 @@ class Session:
         max_new_tokens: bound of an answer's length.
         runtime: what runs the graphs, and why, for people.
         calibration: of the label set; None if the model has none.
+        answers: how it is asked for structured answers; by default with the questions of ``ecg/instruct.py``.
 
     Attributes:
         runtime: as given.
-        calibration: as given.
+        calibration, answers: as given.
         finish_reason: why the last answer ended: ``stop`` (the model or a stop string ended it), ``length``
             (its bound or the model's context), ``time``, ``cancelled`` (or no longer read); None while it
             goes on.
@@ -87,10 +99,13 @@ class Session:
         max_new_tokens: int = 128,
         runtime: str = "",
         calibration: Calibration | None = None,
+        answers: Answers | None = None,
     ) -> None:
         self.backend, self.tokenizer = backend, tokenizer
         self.labels, self.scoring, self.max_new_tokens = labels, scoring, max_new_tokens
         self.runtime, self.calibration = runtime, calibration
+        self.answers = answers or read_answers(None)
+        self._vocabulary: Vocabulary | None = None
         self.finish_reason: Finish | None = None
         self.timing_ms: dict[str, float | None] = {}
         self._seen: NDArray[np.uint8] | None = None
@@ -134,16 +149,10 @@ class Session:
         if not all(stop):
             raise UserError("A stop string is empty. Leave it out, or write the text to stop before.")
         self.finish_reason = None
-        began = time.monotonic()
-
-        def halt() -> Finish | None:
-            if cancel is not None and cancel():
-                return "cancelled"
-            return "time" if time_limit is not None and time.monotonic() - began >= time_limit else None
-
+        limits = Limits(time_limit, cancel)
         try:
-            logits = self._read(image, turns, halt)
-            self.finish_reason = yield from self._decode(logits, max_new_tokens, stop, halt)
+            logits = self._read(image, turns, limits)
+            self.finish_reason = yield from self._decode(logits, max_new_tokens, stop, limits)
         except GeneratorExit:  # the caller reads no further
             self.finish_reason = "cancelled"
             raise
@@ -184,6 +193,28 @@ class Session:
                 logits, self.tokenizer, self.scoring["positive"], self.scoring["negative"]
             )
         return probabilities
+
+    def structured(
+        self,
+        image: Picture,
+        max_new_tokens: int | None = None,
+        time_limit: float | None = None,
+        cancel: Callable[[], bool] | None = None,
+    ) -> dict[str, Any]:
+        """Return one object of ``runtimes/answer_schema.json`` about a page; see ``runtimes.structured``."""
+        from pulse_edge.runtimes.structured import structured
+
+        return structured(self, image, max_new_tokens, time_limit, cancel)
+
+    def vocabulary(self) -> Vocabulary:
+        """Return the tokens as a grammar needs them; made once.
+
+        Raises:
+            MissingExtraError: llguidance is not installed.
+        """
+        if self._vocabulary is None:
+            self._vocabulary = Vocabulary(self.tokenizer)
+        return self._vocabulary
 
     def logits(self, image: Picture, question: str) -> NDArray[np.float32]:
         """Return the logits [V] behind picture and question, for comparing backends."""

@@ -10,6 +10,7 @@ from typing import Any, Final
 from pulse_edge.contract import CHECKPOINT_CARD
 from pulse_edge.ecg.instruct import CLOSED_QUESTIONS, SUPERCLASS_PHRASES
 from pulse_edge.errors import CheckpointError, UserError
+from pulse_edge.evaluate.answers import Answers, read_answers
 from pulse_edge.evaluate.calibration import Calibration, read_calibration
 
 COLUMNS: Final = ("record", "superclass")
@@ -22,21 +23,22 @@ def label_set(card: Mapping[str, Any]) -> tuple[dict[str, dict[str, str]], dict[
     return dict(card.get("labels") or DEFAULT_LABELS), dict(card.get("scoring") or DEFAULT_SCORING)
 
 
-def card_calibration(card: Mapping[str, Any], folder: Path) -> Calibration | None:
-    """Return the calibration of a checkpoint's card; None if it has none.
+def card_asking(card: Mapping[str, Any], folder: Path) -> tuple[Calibration | None, Answers]:
+    """Return the calibration of a checkpoint's card, None if it has none, and how it asks for answers.
 
     Args:
         card: its ``pulse.json``.
         folder: of the checkpoint, for the message.
 
     Raises:
-        CheckpointError: it is not one, or not of this label set.
+        CheckpointError: one of them is not of its form, or not of this label set.
     """
     try:
-        return read_calibration(card.get("calibration"), label_set(card)[0])
+        calibration = read_calibration(card.get("calibration"), label_set(card)[0])
+        return calibration, read_answers(card.get("answers"))
     except ValueError as error:
         raise CheckpointError(
-            f"{folder / CHECKPOINT_CARD} cannot be used: {error}. Fit it again: pulse-edge calibrate {folder}"
+            f"{folder / CHECKPOINT_CARD} cannot be used: {error}. Correct that field, or delete it."
         ) from error
 
 
