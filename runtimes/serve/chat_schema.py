@@ -215,7 +215,7 @@ def _decode(url: str) -> bytes:
         raise Refusal(400, "remote_picture", _REMOTE)
     head, comma, body = url.partition(",")
     if not comma or not head.lower().endswith(";base64"):
-        raise bad_request("The data: URL of the picture must be in base64: data:image/jpeg;base64,…")
+        raise bad_request("The picture's data: URL must be in base64 (data:image/jpeg;base64,…).")
     try:
         return base64.b64decode(body, validate=True)
     except (binascii.Error, ValueError):
