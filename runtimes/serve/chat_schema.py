@@ -196,6 +196,8 @@ def stops(request: ChatRequest) -> list[str]:
 
 def _text(message: Message, pictures: list[str]) -> str:
     parts = message.content
+    if message.role == "assistant":  # what a model said comes back as it was
+        return parts if isinstance(parts, str) else "\n".join(p.text for p in parts if isinstance(p, TextPart))
     if isinstance(parts, str):
         return sound_text(parts, _MAX_TEXT, "content")
     texts = []

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pulse_edge.bundle import read_manifest
 from pulse_edge.model.prompt import build_prompt, encode_prompt
+from pulse_edge.runtimes.generate import split_at_image
 from pulse_edge.runtimes.load import load
 from pulse_edge.runtimes.serve.health import Bundle
 from pulse_edge.runtimes.session import Session
@@ -91,8 +92,8 @@ class Model:
         session = self._session
         yield from session.chat(page, turns, max_new_tokens, tuple(stop), None, halted)
         self.finish = str(session.finish_reason)
-        before, after = split_at_image(encode_prompt(build_prompt(turns), session.tokenizer))
-        self.read = session.kept + len(after)
+        _, behind = split_at_image(encode_prompt(build_prompt(turns), session.tokenizer))
+        self.read = session._kept + len(behind)  # what is kept is the picture and what stands before it
         self.written = session.backend.position - self.read + (self.finish == "length")
 
     @property

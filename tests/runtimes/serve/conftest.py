@@ -37,7 +37,8 @@ class Pace:
     go: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     asked: int = 0  # tokens
     finish: str = "stop"
-    tokens: int = 0
+    read: int = 7
+    written: int = 3
     intended_use: str = "Tests."
     timing_ms: dict[str, float] = field(default_factory=dict)
 
@@ -59,9 +60,6 @@ class Pace:
                     return
             self.asked += 1
             yield word
-
-    def prompt_tokens(self, turns: Any) -> int:
-        return 7
 
 
 @pytest.fixture

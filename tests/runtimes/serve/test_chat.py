@@ -80,7 +80,9 @@ BROKEN: dict[str, Callable[[dict[str, Any]], Any]] = {
     "no picture": lambda b: b.update(messages=[{"role": "user", "content": "x"}]),
     "no text": lambda b: b["messages"][0]["content"].pop(0),
     "the last word is the assistant's": lambda b: b["messages"].append({"role": "assistant", "content": "x"}),
-    "the first word is the assistant's": lambda b: b["messages"].insert(0, {"role": "assistant", "content": "x"}),
+    "the first word is the assistant's": lambda b: b["messages"].insert(
+        0, {"role": "assistant", "content": "x"}
+    ),
     "another part": lambda b: b["messages"][0]["content"].append({"type": "input_audio"}),
     "another role": lambda b: b["messages"].append({"role": "tool", "content": "x"}),
     "several answers": lambda b: b.update(n=2),
@@ -92,13 +94,17 @@ BROKEN: dict[str, Callable[[dict[str, Any]], Any]] = {
     "json": lambda b: b.update(response_format={"type": "json_object"}),
     "damaged base64": lambda b: b["messages"][0]["content"][1].update(image_url={"url": "data:;base64,###"}),
     "no base64": lambda b: b["messages"][0]["content"][1].update(image_url={"url": "data:image/png,x"}),
-    "no picture in it": lambda b: b["messages"][0]["content"][1].update(image_url={"url": "data:;base64,eHg="}),
+    "no picture in it": lambda b: b["messages"][0]["content"][1].update(
+        image_url={"url": "data:;base64,eHg="}
+    ),
     "a picture of the system's": lambda b: b["messages"][0].update(role="system"),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_cannot_be_done_is_refused_in_a_sentence(paced: TestClient, body: dict[str, Any], name: str) -> None:
+def test_what_cannot_be_done_is_refused_in_a_sentence(
+    paced: TestClient, body: dict[str, Any], name: str
+) -> None:
     BROKEN[name](body)
     answer = paced.post("/v1/chat/completions", json=body)
     assert answer.status_code in (400, 404)
@@ -107,7 +113,9 @@ def test_what_cannot_be_done_is_refused_in_a_sentence(paced: TestClient, body: d
     assert "pulse_edge_queued 0.0" in paced.get("/metrics").text
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"null", b"[" * 100_000, b"\xff\xfe", b'{"model": "pace", "messages": "x"}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"null", b"[" * 100_000, b"\xff\xfe", b'{"model": "pace", "messages": "x"}']
+)
 def test_what_is_no_json_is_refused(paced: TestClient, content: bytes) -> None:
     headers = {"content-type": "application/json"}
     assert paced.post("/v1/chat/completions", content=content, headers=headers).status_code == 400
@@ -174,7 +182,7 @@ def test_the_openai_client_works_against_it(start: Callable[..., Running], page_
     text = whole.choices[0].message.content
     assert text
     assert whole.usage is not None
-    assert whole.usage.completion_tokens <= 13
+    assert 1 <= whole.usage.completion_tokens <= 12
     stream = client.chat.completions.create(model=model.id, messages=messages, max_tokens=12, stream=True)
     pieces = [chunk.choices[0].delta.content or "" for chunk in stream]
     assert "".join(pieces).strip() == text
@@ -190,9 +198,7 @@ def test_the_openai_client_works_against_it(start: Callable[..., Running], page_
     client.close()
 
 
-def test_a_client_that_hangs_up_frees_the_model(
-    paced: TestClient, pace: Any, body: dict[str, Any], start: Callable[..., Running], page_file: Path
-) -> None:
+def test_a_client_that_hangs_up_frees_the_model(start: Callable[..., Running], page_file: Path) -> None:
     """Of a real connection: the stream is closed after its first piece, and the next question is answered."""
     server = start("--queue", "1")
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0)

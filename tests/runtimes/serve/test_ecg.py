@@ -79,8 +79,9 @@ def test_events_come_in_order_and_say_what_the_study_says(
     assert found[0][1] == study["quality"]
     assert found[1][1] == {"study": study["id"], "page": study["page"]}
     assert found[2][1] == study["findings"]
-    assert "".join(content["delta"] for name, content in found if name == "text").strip() == (
-        study["answers"][0]["text"]
+    assert (
+        "".join(content["delta"] for name, content in found if name == "text").strip()
+        == (study["answers"][0]["text"])
     )
 
 
@@ -100,7 +101,9 @@ def test_a_photo_that_cannot_be_read_is_refused_with_reasons_and_not_kept(
     assert list((data / "pictures").iterdir()) == []
 
 
-def test_a_page_that_is_refused_can_be_accepted_if_its_grid_was_found(real: TestClient, page_file: Path) -> None:
+def test_a_page_that_is_refused_can_be_accepted_if_its_grid_was_found(
+    real: TestClient, page_file: Path
+) -> None:
     half = Image.open(page_file).convert("RGB")
     half = half.crop((0, 0, half.width // 3, half.height))
     stream = io.BytesIO()
@@ -226,7 +229,9 @@ def test_a_question_with_the_image_token_is_refused(real: TestClient, picture: b
     assert send(real, picture, capture="off", question="What is <image>?").status_code == 400
 
 
-def test_a_full_queue_answers_429_and_the_rest_is_served(paced: TestClient, pace: Any, picture: bytes) -> None:
+def test_a_full_queue_answers_429_and_the_rest_is_served(
+    paced: TestClient, pace: Any, picture: bytes
+) -> None:
     answers: list[Any] = []
     threads = [
         threading.Thread(target=lambda: answers.append(send(paced, picture, capture="off"))) for _ in range(2)

@@ -29,7 +29,8 @@ def locked(pace: Pace, data: Path) -> Iterator[TestClient]:
 
 @pytest.mark.parametrize("path", PROTECTED)
 @pytest.mark.parametrize(
-    "header", [None, "", "Bearer", "Bearer ", f"Basic {TOKEN}", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", TOKEN]
+    "header",
+    [None, "", "Bearer", "Bearer ", f"Basic {TOKEN}", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", TOKEN],
 )
 def test_without_the_token_nothing_is_given(locked: TestClient, path: str, header: str | None) -> None:
     answer = locked.get(path, headers={} if header is None else {"authorization": header})
@@ -40,7 +41,11 @@ def test_without_the_token_nothing_is_given(locked: TestClient, path: str, heade
 
 def test_with_the_token_everything_is(locked: TestClient) -> None:
     for kind in ("Bearer", "bearer"):
-        headers = {"authorization": f"{kind} {TOKEN}", "host": "cart.example", "origin": "https://cart.example"}
+        headers = {
+            "authorization": f"{kind} {TOKEN}",
+            "host": "cart.example",
+            "origin": "https://cart.example",
+        }
         assert locked.get("/v1/studies", headers=headers).status_code == 200
 
 
@@ -49,12 +54,16 @@ def test_the_page_and_the_state_need_no_token(locked: TestClient, path: str) -> 
     assert locked.get(path).status_code in (200, 404)
 
 
-@pytest.mark.parametrize("path", ["//v1/studies", "/page/../v1/studies", "/page/%2e%2e/v1/studies", "/healthz/"])
+@pytest.mark.parametrize(
+    "path", ["//v1/studies", "/page/../v1/studies", "/page/%2e%2e/v1/studies", "/healthz/"]
+)
 def test_no_spelling_of_an_address_goes_round_the_token(locked: TestClient, path: str) -> None:
     assert locked.get(path, follow_redirects=False).status_code in (401, 404)
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:8337", "127.0.0.1.evil.example", "10.0.0.1", ""])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8337", "127.0.0.1.evil.example", "10.0.0.1", ""]
+)
 def test_on_loopback_another_host_name_is_refused(paced: TestClient, host: str) -> None:
     """A page that points its own name at 127.0.0.1 must not read studies (DNS rebinding)."""
     assert paced.get("/v1/studies", headers={"host": host}).status_code == 403
@@ -80,7 +89,9 @@ def test_a_body_that_says_it_is_too_large_is_refused_unread(paced: TestClient) -
     assert answer.status_code == 413
 
 
-@pytest.mark.parametrize("path", ["/v1/guidance", "/v1/ecg", "/v1/chat/completions", f"/v1/studies/{'a' * 32}/ask"])
+@pytest.mark.parametrize(
+    "path", ["/v1/guidance", "/v1/ecg", "/v1/chat/completions", f"/v1/studies/{'a' * 32}/ask"]
+)
 def test_a_body_that_does_not_say_is_counted(pace: Pace, data: Path, path: str) -> None:
     settings = Settings(data, min_free=0, max_photo=1 << 20)
 
@@ -89,7 +100,9 @@ def test_a_body_that_does_not_say_is_counted(pace: Pace, data: Path, path: str) 
             yield b"x" * 65536
 
     with client_of(Service(settings, lambda: pace)) as client:  # type: ignore[arg-type,return-value]
-        headers = {"content-type": "multipart/form-data; boundary=x" if path == "/v1/ecg" else "application/json"}
+        headers = {
+            "content-type": "multipart/form-data; boundary=x" if path == "/v1/ecg" else "application/json"
+        }
         answer = client.post(path, content=parts(), headers=headers)
         assert answer.status_code in (400, 413)
         assert client.get("/healthz").json()["state"] == "ok"

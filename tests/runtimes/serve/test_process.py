@@ -91,14 +91,28 @@ def test_kill_9_under_load_loses_no_acknowledged_study(
     studies.close()
     found = check(data / NAME, remembered)
     assert found.problem is None
-    stored = [line["study"] for line in map(json.loads, (data / NAME).read_text().splitlines()) if "record" in line]
+    stored = [
+        line["study"] for line in map(json.loads, (data / NAME).read_text().splitlines()) if "record" in line
+    ]
     assert {study["id"] for study in acknowledged} <= set(stored)
     assert not list((data / "pictures").glob(".*"))
 
 
-def test_two_services_do_not_share_a_folder(start: Callable[..., Running], small_bundle: Path, data: Path) -> None:
+def test_two_services_do_not_share_a_folder(
+    start: Callable[..., Running], small_bundle: Path, data: Path
+) -> None:
     start()
-    command = [sys.executable, "-m", "pulse_edge.cli", "serve", str(small_bundle), "--data", str(data), "--port", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "pulse_edge.cli",
+        "serve",
+        str(small_bundle),
+        "--data",
+        str(data),
+        "--port",
+        "0",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "Another service uses" in done.stderr
@@ -176,7 +190,9 @@ def test_a_replaced_bundle_is_refused_until_a_restart(
     assert send(start(bundle=own_bundle).url, picture).status_code == 200
 
 
-def test_a_damaged_database_is_a_clear_state(start: Callable[..., Running], data: Path, picture: bytes) -> None:
+def test_a_damaged_database_is_a_clear_state(
+    start: Callable[..., Running], data: Path, picture: bytes
+) -> None:
     server = start()
     send(server.url, picture)
     server.process.terminate()
