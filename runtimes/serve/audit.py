@@ -88,7 +88,7 @@ class Audit:
         with self._lock:
             entry = {"number": self._number + 1, "time": self._clock.now(), "event": event, **fields}
             digest = _digest(entry, self._head)
-            line = json.dumps({**entry, "before": self._head, "hash": digest}, ensure_ascii=True) + "\n"
+            line = json.dumps({**entry, "previous": self._head, "hash": digest}, ensure_ascii=True) + "\n"
             size = os.fstat(self._file).st_size
             try:
                 if os.write(self._file, line.encode()) != len(line):
@@ -140,8 +140,8 @@ def _entry(line: bytes, number: int, before: str) -> dict[str, Any] | None:
     try:
         entry = json.loads(line)
         claimed = entry["hash"]
-        rest = {key: value for key, value in entry.items() if key not in ("before", "hash")}
-        sound = entry["before"] == before and entry["number"] == number and isinstance(entry["time"], str)
+        rest = {key: value for key, value in entry.items() if key not in ("previous", "hash")}
+        sound = entry["previous"] == before and entry["number"] == number and isinstance(entry["time"], str)
         same = json.dumps(entry, ensure_ascii=True).encode() + b"\n" == line
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

@@ -109,14 +109,14 @@ class _Completion:
                 job.emit("chunk", send({"content": piece}, None))
         job.check()
         service.health.require(stores=False)
-        service.metrics.tokens.inc(service.model.tokens)
+        service.metrics.tokens.inc(service.model.written)
         service.note("chat_answered")
         self._end(job, text, send)
 
     def _end(self, job: Job, text: str, send: Callable[..., dict[str, Any]] | None) -> None:
         model = self._service.model
         reason = "length" if model.finish == "length" else "stop"
-        read, written = model.prompt_tokens(self._talk.turns), model.tokens
+        read, written = model.read, model.written
         usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
         if send is None:
             message = {"role": "assistant", "content": text.rstrip()}

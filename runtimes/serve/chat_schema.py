@@ -196,6 +196,8 @@ def stops(request: ChatRequest) -> list[str]:
 
 def _text(message: Message, pictures: list[str]) -> str:
     parts = message.content
+    if message.role == "assistant":  # what a model said comes back as it was
+        return parts if isinstance(parts, str) else "\n".join(p.text for p in parts if isinstance(p, TextPart))
     if isinstance(parts, str):
         return sound_text(parts, _MAX_TEXT, "content")
     texts = []
@@ -215,7 +217,7 @@ def _decode(url: str) -> bytes:
         raise Refusal(400, "remote_picture", _REMOTE)
     head, comma, body = url.partition(",")
     if not comma or not head.lower().endswith(";base64"):
-        raise bad_request("The data: URL of the picture must be in base64: data:image/jpeg;base64,…")
+        raise bad_request("The picture's data: URL must be in base64 (data:image/jpeg;base64,…).")
     try:
         return base64.b64decode(body, validate=True)
     except (binascii.Error, ValueError):

@@ -178,7 +178,7 @@ def write_answer(service: Service, job: Job, page: Any, question: str) -> str:
         text += piece
         job.emit("text", {"delta": piece})
     job.check()
-    service.metrics.tokens.inc(service.model.tokens)
+    service.metrics.tokens.inc(service.model.written)
     service.health.require(stores=True)
     return text.strip()
 

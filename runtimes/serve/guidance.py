@@ -7,6 +7,7 @@ import threading
 import time
 import warnings
 from collections import OrderedDict
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pulse_edge.runtimes.capture.limits import LEAST_PX_PER_MM
-from pulse_edge.runtimes.capture.preview import Preview
+from pulse_edge.runtimes.capture.preview import Preview, grid_scale
 from pulse_edge.runtimes.capture.shutter import FIRED, State, advance
 from pulse_edge.runtimes.serve.errors import Refusal, bad_request, busy
 
@@ -23,7 +24,8 @@ _FORGET_S: Final = 5.0
 _MOST_PIXELS: Final = 16_000_000
 _LEAST_SIDE: Final = 64
 _SHARE: Final = 0.3  # of a core that looking at frames may take
-_FASTEST: Final = 8  # frames a second
+_SLOWEST: Final = 2  # frames a second; with fewer the page counts as lost from one to the next
+_FASTEST: Final = 8
 _WAITING: Final = 3
 READY: Final = "Ready: take the picture."
 
@@ -69,6 +71,8 @@ class Guide:
         picture = _decode(frame)
         camera = self._camera(name)
         glimpse = camera.preview.look(picture, time.monotonic())
+        if glimpse.px_per_mm is None:  # frames come too seldom here to look for the grid in every fourth only
+            glimpse = replace(glimpse, px_per_mm=grid_scale(picture))
         camera.state, advice = advance(camera.state, glimpse, LEAST_PX_PER_MM / scale)
         camera.seen_s = time.monotonic()
         self._cost_s += 0.2 * (camera.seen_s - begin - self._cost_s)
@@ -79,7 +83,7 @@ class Guide:
             "grade": "good" if ready else "usable" if camera.state.steady_since_s is not None else "refuse",
             "sharpness": round(glimpse.sharpness, 4),
             "px_per_mm": round(camera.state.px_per_mm * scale, 2),
-            "fps_hint": int(min(_FASTEST, max(1, _SHARE / max(self._cost_s, 1e-3)))),
+            "fps_hint": int(min(_FASTEST, max(_SLOWEST, _SHARE / max(self._cost_s, 1e-3)))),
         }
 
     def _camera(self, name: str) -> _Camera:

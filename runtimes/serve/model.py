@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pulse_edge.bundle import read_manifest
 from pulse_edge.model.prompt import build_prompt, encode_prompt
+from pulse_edge.runtimes.generate import split_at_image
 from pulse_edge.runtimes.load import load
 from pulse_edge.runtimes.serve.health import Bundle
 from pulse_edge.runtimes.session import Session
@@ -34,6 +35,9 @@ class Model:
         about: ``{"name", "bundle_sha256", "calibrated"}``, which every study keeps.
         labels: ``{NAME: {"phrase"}}``.
         intended_use: as the manifest says.
+        finish: why the last answer ended: stop, length or cancelled.
+        read: tokens of its prompt, those of the picture included.
+        written: tokens of the answer.
 
     Raises:
         BundleError: the bundle is damaged, incomplete, not signed as required or newer.
@@ -56,20 +60,14 @@ class Model:
         self.about = {
             "name": str(name or folder.name),
             "bundle_sha256": self.bundle.sha256,
-            "calibrated": getattr(self._session, "calibration", None) is not None,
+            "calibrated": self._session.calibration is not None,
         }
-        self.finish = "stop"
-        self.tokens = 0
+        self.finish = ""
+        self.read = self.written = 0
 
     def findings(self, page: Page) -> dict[str, dict[str, Any]]:
         """Return ``{NAME: {"phrase", "probability", "answer": yes | no | uncertain}}`` for a page."""
-        if hasattr(self._session, "findings"):
-            found: dict[str, dict[str, Any]] = self._session.findings(page)
-            return found
-        return {
-            name: {**self.labels[name], "probability": p, "answer": "yes" if p >= 0.5 else "no"}
-            for name, p in self._session.label(page).items()
-        }
+        return self._session.findings(page)
 
     def answer(
         self,
@@ -79,7 +77,7 @@ class Model:
         max_new_tokens: int | None = None,
         stop: Sequence[str] = (),
     ) -> Iterator[str]:
-        """Yield an answer piece by piece; ``finish`` and ``tokens`` then say why it ended and how long it is.
+        """Yield an answer piece by piece; ``finish``, ``read`` and ``written`` are of it then.
 
         Args:
             page: uint8 [H, W, 3], RGB.
@@ -91,29 +89,12 @@ class Model:
         Raises:
             UserError: picture and conversation do not fit the model's context.
         """
-        text = ""
-        self.finish, self.tokens = "stop", 0
-        if hasattr(self._session, "chat"):
-            pieces = self._session.chat(page, turns, max_new_tokens, tuple(stop), None, halted)
-        else:
-            pieces = self._session.stream(page, turns[-1][0], max_new_tokens)
-        for piece in pieces:
-            text += piece
-            yield piece
-            if halted():
-                break
-        self.finish = getattr(self._session, "finish_reason", None) or "stop"
-        self.tokens = len(self._session.tokenizer.encode(text, bos=False))
-
-    def prompt_tokens(self, turns: Turns) -> int:
-        """Return how many tokens the last conversation's prompt had, those of the picture included."""
-        text = len(encode_prompt(build_prompt(turns), self._session.tokenizer))
-        return text - 1 + self._visual
-
-    @property
-    def _visual(self) -> int:
-        before = encode_prompt(build_prompt([("", None)]), self._session.tokenizer).index(-200)
-        return int(getattr(self._session, "_kept", before)) - before
+        session = self._session
+        yield from session.chat(page, turns, max_new_tokens, tuple(stop), None, halted)
+        self.finish = str(session.finish_reason)
+        _, behind = split_at_image(encode_prompt(build_prompt(turns), session.tokenizer))
+        self.read = session._kept + len(behind)  # what is kept is the picture and what stands before it
+        self.written = session.backend.position - self.read + (self.finish == "length")
 
     @property
     def timing_ms(self) -> dict[str, float]:

@@ -216,7 +216,7 @@ class Studies:
             with contextlib.suppress(Refusal):  # deleted meanwhile
                 self.delete(study)
         if found:
-            self._note("purged", count=len(found), before=before)
+            self._note("purged", count=len(found), older_than=before)
         return len(found)
 
     def count(self) -> int:

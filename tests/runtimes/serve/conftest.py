@@ -37,7 +37,8 @@ class Pace:
     go: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     asked: int = 0  # tokens
     finish: str = "stop"
-    tokens: int = 0
+    read: int = 7
+    written: int = 3
     intended_use: str = "Tests."
     timing_ms: dict[str, float] = field(default_factory=dict)
 
@@ -59,9 +60,6 @@ class Pace:
                     return
             self.asked += 1
             yield word
-
-    def prompt_tokens(self, turns: Any) -> int:
-        return 7
 
 
 @pytest.fixture
@@ -139,9 +137,14 @@ class Running:
                 stderr=log,
             )
         assert self.process.stdout is not None
+        self.url = ""
+
+    def wait_for_address(self) -> None:
+        """Wait until it listens, and learn where."""
+        assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line, self.log.read_text()
-        self.url: str = json.loads(line)["url"]
+        self.url = json.loads(line)["url"]
 
     def wait(self, **options: Any) -> None:
         """Wait until the model is loaded."""
@@ -169,6 +172,7 @@ def start(small_bundle: Path, data: Path, tmp_path: Path) -> Iterator[Callable[.
     def begin(*options: str, bundle: Path = small_bundle, data: Path = data, wait: bool = True) -> Running:
         server = Running(bundle, data, *options, cwd=tmp_path)
         running.append(server)
+        server.wait_for_address()
         if wait:
             server.wait()
         return server

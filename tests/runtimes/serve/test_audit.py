@@ -34,7 +34,7 @@ def test_a_log_is_sound_and_is_gone_on_with(tmp_path: Path) -> None:
     assert (found.lines, found.problem, found.torn) == (5, None, 0)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["number"] for line in lines] == [1, 2, 3, 4, 5]
-    assert [line["before"] for line in lines] == [ROOT, *(line["hash"] for line in lines[:-1])]
+    assert [line["previous"] for line in lines] == [ROOT, *(line["hash"] for line in lines[:-1])]
     assert found.head == lines[-1]["hash"]
 
 

@@ -60,23 +60,30 @@ def test_a_reference_with_markup_at_the_real_service(page, photo_file) -> None:
 
 def test_the_policy_is_strict_and_holds(page) -> None:
     """The page runs under it without a complaint (every test checks that), and it stops what it should."""
-    page.expected += ["Content Security Policy", "TrustedScript"]
+    page.expected += ["Content Security Policy", "TrustedScript", "TrustedHTML"]
     policy = page.request.get(page.url).headers["content-security-policy"]
     assert "unsafe" not in policy
     assert "default-src 'self'" in policy
-    page.evaluate(
+    refused = page.evaluate(
         """() => {
-            const script = document.createElement("script");
-            try {
-                script.textContent = "window.hacked = 1";
-                document.body.append(script);
-            } catch {}
-            const button = document.createElement("button");
-            button.setAttribute("onclick", "window.hacked = 1");
-            document.body.append(button);
-            button.click();
+            const made = (name) => document.createElement(name);
+            const attempts = [
+                () => (made("script").textContent = "window.hacked = 1"),
+                () => made("button").setAttribute("onclick", "window.hacked = 1"),
+                () => (made("p").innerHTML = "<img src=x onerror='window.hacked = 1'>"),
+                () => eval("window.hacked = 1"),
+            ];
+            return attempts.map((attempt) => {
+                try {
+                    attempt();
+                    return false;
+                } catch {
+                    return true;
+                }
+            });
         }"""
     )
+    assert refused == [True] * 4
     assert page.evaluate("() => window.hacked") is None
 
 
