@@ -1,9 +1,9 @@
-"""Make the pictures of the cart's page in docs/images: a real Chromium at the real service, a recording as camera.
+"""Make the pictures of the cart's page in docs/images: Chromium at the real service, its camera a recording.
 
     python benchmarks/screenshots.py [--output docs/images]
 
-Needs `pip install -e ".[dev]"` and Chromium (`apt-get install chromium`). The ECG is a shipped sample (PTB-XL,
-CC BY 4.0), rendered on paper and photographed by :mod:`pulse_edge.ecg.photo`; the answers are pulse-nano's.
+Needs `pip install -e ".[dev]"` and Chromium (`apt-get install chromium`). The ECG is a shipped sample
+(PTB-XL, CC BY 4.0), rendered on paper and photographed by :mod:`pulse_edge.ecg.photo`; the answers are pulse-nano's.
 """
 
 from __future__ import annotations
