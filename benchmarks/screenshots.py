@@ -3,7 +3,8 @@
     python benchmarks/screenshots.py [--output docs/images]
 
 Needs `pip install -e ".[dev]"` and Chromium (`apt-get install chromium`). The ECG is a shipped sample
-(PTB-XL, CC BY 4.0), rendered on paper and photographed by :mod:`pulse_edge.ecg.photo`; the answers are pulse-nano's.
+(PTB-XL, CC BY 4.0), rendered on paper and photographed by :mod:`pulse_edge.ecg.photo`; the answers are
+pulse-nano's.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from pulse_edge.samples import SAMPLES, samples
 
 SAMPLE = "inferior-mi.png"
 CAMERA = (1600, 1200)  # pixels
-SCREEN = {"width": 1366, "height": 768}
+SCREEN: Any = {"width": 1366, "height": 768}
 WIDTH = 1100  # pixels of the pictures in the documents
 LIMIT = 150_000  # bytes of each
 STYLE = PhotoStyle(
@@ -120,8 +121,10 @@ def walk(page: Any, url: str, cut: Path, output: Path) -> None:
     page.locator("#suggestions button").nth(1).click()
     expect(page.locator("#answers article")).to_have_count(2)
     expect(page.locator("#answers")).to_have_attribute("aria-busy", "false")
+    page.set_viewport_size({**SCREEN, "height": 1240})  # with report and questions, which a cart scrolls to
     page.locator("#main").evaluate("node => { node.scrollTop = 0; }")
     save(page, output / "cart-result.png")
+    page.set_viewport_size(SCREEN)
     page.click("#nav-take")
     page.set_input_files("#file", cut)
     expect(page.locator("#view-refused h1")).to_be_visible()

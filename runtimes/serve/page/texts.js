@@ -28,5 +28,5 @@ export function applyTexts(root) {
 export function dateText(iso) {
   const date = new Date(iso);
   if (Number.isNaN(date.getTime())) return String(iso);
-  return date.toLocaleString(document.documentElement.lang, { dateStyle: "medium", timeStyle: "short" });
+  return date.toLocaleString(document.documentElement.lang, { dateStyle: "medium", timeStyle: "short", hourCycle: "h23" });
 }
