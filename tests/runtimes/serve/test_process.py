@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -252,3 +253,20 @@ def test_a_disk_that_fills_up_and_is_freed(
         assert check(disk / "data" / NAME).problem is None
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_an_upload_that_breaks_off_is_no_failure_and_holds_nothing(
+    start: Callable[..., Running], picture: bytes, data: Path
+) -> None:
+    server = start("--queue", "1")
+    host, port = server.url.removeprefix("http://").split(":")
+    head = f"POST /v1/ecg HTTP/1.1\r\nHost: {host}\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    for _ in range(3):
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(f"{head}Content-Length: 100000\r\n\r\n--x\r\n".encode())
+    end = time.monotonic() + 20
+    while send(server.url, picture).status_code != 200:  # 429 until the server has seen them go
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert "failure" not in server.log.read_text()
+    assert len(list((data / "pictures").iterdir())) == 1
