@@ -10,7 +10,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,9 +18,13 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.testclient import TestClient
 
+from pulse_edge.errors import UserError
 from pulse_edge.runtimes.serve.audit import NAME, check
 from pulse_edge.runtimes.serve.clock import Clock
+from pulse_edge.runtimes.serve.service import Service
+from pulse_edge.runtimes.serve.settings import Settings
 from pulse_edge.runtimes.serve.shelf import PAGE, PHOTO
 from pulse_edge.runtimes.serve.studies import Studies
 
@@ -99,24 +102,10 @@ def test_kill_9_under_load_loses_no_acknowledged_study(
     assert not list((data / "pictures").glob(".*"))
 
 
-def test_two_services_do_not_share_a_folder(
-    start: Callable[..., Running], small_bundle: Path, data: Path
-) -> None:
-    start()
-    command = [
-        sys.executable,
-        "-m",
-        "pulse_edge.cli",
-        "serve",
-        str(small_bundle),
-        "--data",
-        str(data),
-        "--port",
-        "0",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert "Another service uses" in done.stderr
+def test_two_services_do_not_share_a_folder(paced: TestClient, pace: Any, data: Path) -> None:
+    with pytest.raises(UserError, match="Another service uses"):
+        Service(Settings(data), lambda: pace)
+    assert paced.get("/v1/studies").status_code == 200
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:
