@@ -137,8 +137,8 @@ def _token(path: Path | None) -> str | None:
             ) from error
     if token is not None and (len(token) < _LEAST_TOKEN or not token.isascii() or not token.isprintable()):
         raise UserError(
-            f"The token must have at least {_LEAST_TOKEN} characters, ASCII without line breaks. Make one "
-            "with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+            f"The token must have at least {_LEAST_TOKEN} characters, ASCII in one line. "
+            "Write a longer one, such as `openssl rand -hex 24` prints."
         )
     return token
 

@@ -12,11 +12,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from pulse_edge import __version__
 from pulse_edge.errors import PulseEdgeError
 from pulse_edge.runtimes.serve import about, chat, ecg, history, page
+from pulse_edge.runtimes.serve.answers import GONE
 from pulse_edge.runtimes.serve.chat_schema import ChatRequest
 from pulse_edge.runtimes.serve.errors import Refusal, as_refusal
 from pulse_edge.runtimes.serve.guard import Guard
@@ -53,6 +56,7 @@ def create_app(service: Service) -> ASGIApp:
     app.add_exception_handler(PulseEdgeError, _refused)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _failed)
 
     def record(method: str, route: str, status: int, seconds: float) -> None:
@@ -125,6 +129,11 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
         else "The request cannot be read."
     )
     return _answer(Refusal(400, "bad_request", text))
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    """The client left before it had sent everything; nobody reads this."""
+    return Response(status_code=GONE)
 
 
 async def _failed(request: Request, error: Exception) -> JSONResponse:

@@ -197,7 +197,9 @@ def stops(request: ChatRequest) -> list[str]:
 def _text(message: Message, pictures: list[str]) -> str:
     parts = message.content
     if message.role == "assistant":  # what a model said comes back as it was
-        return parts if isinstance(parts, str) else "\n".join(p.text for p in parts if isinstance(p, TextPart))
+        if isinstance(parts, str):
+            return parts
+        return "\n".join(part.text for part in parts if isinstance(part, TextPart))
     if isinstance(parts, str):
         return sound_text(parts, _MAX_TEXT, "content")
     texts = []

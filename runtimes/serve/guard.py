@@ -7,6 +7,7 @@ its browser shows: those send another ``Host`` (DNS rebinding) or an ``Origin`` 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import time
@@ -32,6 +33,7 @@ _HEADERS: Final = {
     "permissions-policy": "camera=(self), microphone=(), geolocation=()",
     "cross-origin-resource-policy": "same-origin",
 }
+_MOST_DISCARDED: Final = 64 << 20  # bytes
 _FORM_ROOM: Final = 64 << 10  # bytes of a form beside its picture
 
 
@@ -70,14 +72,16 @@ class Guard:
                 headers.setdefault("cache-control", "no-store")
             await send(message)
 
+        headers = Headers(scope=scope)
         try:
-            headers = Headers(scope=scope)
             self._check(scope["path"], headers)
             limit = self._limit(scope["path"])
             if int(headers.get("content-length") or 0) > limit:
                 raise too_large(limit)
             await self._app(scope, _bounded(receive, limit), sending)
         except Refusal as refusal:
+            if "expect" not in headers:  # such a client waits to be told before it sends
+                await _discard(receive)
             await JSONResponse(refusal.body(), refusal.status, refusal.headers())(scope, receive, sending)
         finally:
             route = getattr(scope.get("route"), "path", "none")
@@ -139,6 +143,14 @@ def _bounded(receive: Receive, limit: int) -> Receive:
         return message
 
     return bounded
+
+
+async def _discard(receive: Receive) -> None:
+    """Read what a refused client still sends, within bounds: it would not read the answer before."""
+    bounded = _bounded(receive, _MOST_DISCARDED)
+    with contextlib.suppress(Refusal):
+        while (message := await bounded())["type"] == "http.request" and message.get("more_body"):
+            pass
 
 
 async def _in_time(message: Awaitable[Message], seconds: float) -> Message:

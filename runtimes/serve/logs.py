@@ -6,10 +6,13 @@ message: a message may quote what was sent. Of other libraries' lines the unfill
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import traceback
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Any, Final, TextIO
 
 from pulse_edge.runtimes.serve.clock import iso
 
@@ -50,8 +53,22 @@ def log_failure(error: BaseException) -> None:
     log("failure", logging.ERROR, **describe(error))
 
 
-def set_up(stream: Any = None) -> None:
-    """Send our lines and those of the server's libraries to standard error, and nowhere else."""
+@contextlib.contextmanager
+def alone() -> Iterator[TextIO]:
+    """Give standard error to our lines alone: what decodes pictures in C prints there what it likes."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        with os.fdopen(kept, "w", buffering=1, encoding="utf-8", closefd=False) as stream:
+            yield stream
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def set_up(stream: TextIO) -> None:
+    """Send our lines and those of the server's libraries to a stream, and nowhere else."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonLines())
     for name, level in (

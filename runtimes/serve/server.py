@@ -14,7 +14,7 @@ import uvicorn
 
 from pulse_edge.errors import UserError
 from pulse_edge.runtimes.serve.app import create_app
-from pulse_edge.runtimes.serve.logs import set_up
+from pulse_edge.runtimes.serve.logs import alone, set_up
 from pulse_edge.runtimes.serve.model import Model
 from pulse_edge.runtimes.serve.service import Service
 from pulse_edge.runtimes.serve.settings import DRAIN_S, Settings
@@ -57,7 +57,8 @@ def serve(
     if tls is not None:
         _check_tls(*tls)
     listener = _listen(settings.host, port)
-    with contextlib.closing(listener):
+    with contextlib.closing(listener), alone() as stream:
+        set_up(stream)
         service = Service(settings, open_model, end=lambda: setattr(server, "should_exit", True))
         config = uvicorn.Config(
             create_app(service),
@@ -77,7 +78,6 @@ def serve(
         )
         server = _Server(config)
         server.service = service
-        set_up()
         host, bound = listener.getsockname()[:2]
         ready(f"{'http' if tls is None else 'https'}://{f'[{host}]' if ':' in host else host}:{bound}")
         server.run(sockets=[listener])

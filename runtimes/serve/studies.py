@@ -267,7 +267,6 @@ class Studies:
             if self._database is None:
                 raise _damaged()
             try:
-                self._database.row_factory = None
                 yield self._database
             except (sqlite3.Error, OSError) as error:
                 if database.is_full(error):

@@ -136,7 +136,8 @@ def test_every_answer_carries_what_binds_a_browser(paced: TestClient) -> None:
 @pytest.mark.parametrize(
     ("host", "loopback"),
     [("127.0.0.1", True), ("::1", True), ("localhost", True), ("127.9.9.9", True), ("0.0.0.0", False),
-     ("::", False), ("192.168.1.5", False), ("cart.local", False), ("", False), ("localhost.evil.example", False)],
+     ("::", False), ("192.168.1.5", False), ("cart.local", False), ("", False),
+     ("localhost.evil.example", False)],
 )  # fmt: skip
 def test_loopback_is_what_no_other_machine_reaches(host: str, loopback: bool) -> None:
     assert is_loopback(host) == loopback

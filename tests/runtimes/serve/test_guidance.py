@@ -87,6 +87,6 @@ def test_other_formats_and_sizes_are_refused(paced: TestClient, picture: bytes, 
 
 def test_no_more_cameras_are_remembered_than_there_is_room_for(frame: bytes) -> None:
     guide = Guide()
-    for number in range(40):
+    for number in range(20):
         guide.look(str(number), frame)
     assert len(guide._cameras) <= 16
