@@ -125,9 +125,9 @@ def test_the_keyboard_reaches_everything_and_the_focus_is_seen(views) -> None:
 
 
 def test_a_whole_reading_without_a_pointer(page, photo_file) -> None:
-    page.locator("#pick").focus()
+    expect(page.locator("#shutter")).to_be_enabled()
     with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Enter")
+        page.locator("#pick").press("Enter")
     chooser.value.set_files(photo_file)
     expect(page.locator("#ask")).to_be_visible(timeout=60_000)
     page.locator("#viewer").focus()
