@@ -5,6 +5,7 @@ from __future__ import annotations
 from pulse_edge.cli import (  # noqa: F401 - each registers itself
     build,
     bundle,
+    calibrate,
     capture,
     doctor,
     evaluate,

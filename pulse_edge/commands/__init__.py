@@ -14,6 +14,7 @@ from pulse_edge.commands._bundle import (
     bundle_rollback,
     bundle_sign,
 )
+from pulse_edge.commands._calibrate import calibrate
 from pulse_edge.commands._capture import capture
 from pulse_edge.commands._doctor import doctor
 from pulse_edge.commands._evaluate import evaluate
@@ -32,6 +33,7 @@ __all__ = [
     "bundle_kit",
     "bundle_rollback",
     "bundle_sign",
+    "calibrate",
     "capture",
     "doctor",
     "evaluate",

@@ -20,6 +20,7 @@ PUBLIC = {
 }
 VERBS = [
     "build",
+    "calibrate",
     "capture",
     "doctor",
     "eval",
