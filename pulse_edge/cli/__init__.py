@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pulse_edge.cli import (  # noqa: F401 - each registers itself
+    bench,
     build,
     bundle,
     calibrate,

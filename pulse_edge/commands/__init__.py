@@ -5,6 +5,7 @@ Each stands in a module of its own, and everything heavy is imported inside the 
 
 from __future__ import annotations
 
+from pulse_edge.commands._bench import bench
 from pulse_edge.commands._build import build
 from pulse_edge.commands._bundle import (
     bundle_diff,
@@ -26,6 +27,7 @@ from pulse_edge.commands._train import train
 from pulse_edge.commands._verify import verify
 
 __all__ = [
+    "bench",
     "build",
     "bundle_diff",
     "bundle_install",

@@ -19,6 +19,7 @@ PUBLIC = {
     "load": "(path",
 }
 VERBS = [
+    "bench",
     "build",
     "calibrate",
     "capture",
