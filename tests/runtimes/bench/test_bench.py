@@ -117,19 +117,21 @@ def test_ctrl_c_ends_a_long_run_and_keeps_what_was_measured(small_bundle, tmp_pa
     ]  # fmt: skip
     watch = tmp_path / "seen"
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        [str(part) for part in command], stdout=subprocess.PIPE, stderr=watch.open("w"), text=True, env=env,
-        start_new_session=True,
-    )  # fmt: skip
+    with watch.open("w") as told:
+        process = subprocess.Popen(
+            [str(part) for part in command], stdout=subprocess.PIPE, stderr=told, text=True, env=env,
+            start_new_session=True,
+        )  # fmt: skip
     try:
         deadline = time.monotonic() + 90
         while not _sustaining(small_bundle) and time.monotonic() < deadline:
             time.sleep(0.05)
-        time.sleep(4)
+        time.sleep(2)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of its processes
         out, _ = process.communicate(timeout=60)
     finally:
         process.kill()
+        process.communicate()
     assert process.returncode == 0, watch.read_text()
     found = json.loads(out)
     assert found["sustained"]["interrupted"] is True
