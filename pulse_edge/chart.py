@@ -88,8 +88,8 @@ def _lines(image: NDArray[np.uint8], panel: Lines) -> None:
     for k in range(6):
         x, y = x0 + k / 5 * (x1 - x0), y0 + k / 5 * (y1 - y0)
         cv2.line(image, place((x0, y)), place((x1, y)), _GRID, 1)
-        _say(image, f"{y:.3g}", (8, place((x0, y))[1] + 4))
-        _say(image, f"{x:.3g}", (place((x, y0))[0] - 10, bottom + 16))
+        _say(image, f"{y:.4g}", (8, place((x0, y))[1] + 4))
+        _say(image, f"{x:.4g}", (place((x, y0))[0] - 10, bottom + 16))
     if panel.diagonal:
         cv2.line(image, place((max(x0, y0),) * 2), place((min(x1, y1),) * 2), (170, 170, 170), 1, cv2.LINE_AA)
     _say(image, panel.axes[0], ((left + right) // 2 - 40, bottom + 36))

@@ -73,11 +73,7 @@ def bench(
         return compare_results(read_result(Path(compare[0])), read_result(Path(compare[1])))
     if model is None:
         raise UserError("Name the MODEL to measure, or two results: --compare BEFORE.json AFTER.json")
-    for name, value in (("runs", runs), ("processes", processes), ("tokens", tokens)):
-        if value < 1:
-            raise UserError(f"--{name} must be at least 1.")
-    if sustained is not None and not 0 < sustained < float("inf"):
-        raise UserError("--sustained must be a number of seconds above 0.")
+    _refuse_nonsense({"runs": runs, "processes": processes, "tokens": tokens}, sustained)
     _refuse_lost(output, picture)
     from pulse_edge.runtimes.bench.result import KIND, SCHEMA, summarise
     from pulse_edge.runtimes.bench.sensors import Sensors
@@ -101,13 +97,8 @@ def bench(
         },
     }
     report("measuring")
-    events: list[list[dict[str, Any]]] = []
     with Sensors() as sensors:
-        for number in range(processes):
-            events.append([])
-            for event in _child(settings):
-                events[-1].append(event)
-                tick(number * runs + sum(e["event"] == "run" for e in events[-1]), processes * runs)
+        events = _repeat(settings, processes, tick)
     result |= {
         "runtime": events[0][0]["runtime"],
         "metrics": summarise(events),
@@ -116,6 +107,20 @@ def bench(
     }
     _write(result, output, picture)
     return result
+
+
+def _repeat(
+    settings: dict[str, Any], processes: int, tick: Callable[[int, int], None]
+) -> list[list[dict[str, Any]]]:
+    """Return the events of some processes, one after the other."""
+    events: list[list[dict[str, Any]]] = []
+    for number in range(processes):
+        events.append([])
+        for event in _child(settings):
+            events[-1].append(event)
+            done = number * settings["runs"] + sum(e["event"] == "run" for e in events[-1])
+            tick(done, processes * settings["runs"])
+    return events
 
 
 def describe_machine() -> dict[str, Any]:
@@ -226,6 +231,14 @@ def _sustain(
             interrupt.forget()  # answered: what was measured is kept
     found = curve(runs, sensors.samples, seconds)
     return {**found, "interrupted": interrupted, "energy_source": sensors.source}
+
+
+def _refuse_nonsense(counts: dict[str, int], sustained: float | None) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise UserError(f"--{name} must be at least 1.")
+    if sustained is not None and not 0 < sustained < float("inf"):
+        raise UserError("--sustained must be a number of seconds above 0.")
 
 
 def _refuse_lost(output: Path | None, picture: Path | None) -> None:

@@ -92,8 +92,9 @@ def write_card_field(folder: Path, name: str, value: Any) -> None:
     """
     from pulse_edge.bundle import sha256_file, write_atomic
 
-    card = {**read_card(folder), "schema": CARD_SCHEMA, name: value}
     file, sums = folder / CHECKPOINT_CARD, folder / "SHA256SUMS"
+    whole = read_card(folder)
+    card = {**(read_json(file) if file.is_file() else whole), name: value}
     write_atomic(file, (json.dumps(card, indent=2, ensure_ascii=False) + "\n").encode())
     if sums.is_file():
         lines = [line.split() for line in sums.read_text(encoding="utf-8").splitlines()]

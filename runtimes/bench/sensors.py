@@ -94,6 +94,8 @@ class Sensors:
             self._process.terminate()
             self._process.wait()
         self._thread.join()
+        if self.tegrastats is not None and self._process.stdout is not None:
+            self._process.stdout.close()
         if self.tegrastats is not None and all(sample.joules is None for sample in self.samples):
             self.source, self.reason = None, "tegrastats shows no rail of this board's whole power"
 

@@ -7,6 +7,7 @@ import csv
 import hashlib
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import brier_score_loss
 
 from pulse_edge import commands
+from pulse_edge.commands._calibrate import calibrate_trained
 from pulse_edge.ecg.split import split
 from pulse_edge.errors import BundleError, CheckpointError, UserError
 from pulse_edge.evaluate import calibration_fit
@@ -196,8 +198,6 @@ def _five(bias: float = -1.0) -> dict:
 
 
 def test_a_calibration_goes_from_the_card_to_the_bundle_and_into_answers(small_checkpoint, tmp_path) -> None:
-    import shutil
-
     own = shutil.copytree(small_checkpoint, tmp_path / "own")
     write_card_field(own, "calibration", _five())
     commands.export(target="onnx", precision="fp32", model=str(own), output=tmp_path / "bundle")
@@ -229,8 +229,6 @@ def test_bundles_of_before_load_and_a_spoilt_calibration_is_named(
         else:
             with pytest.raises(BundleError, match=problem):
                 load(own_bundle)
-    import shutil
-
     own = shutil.copytree(small_checkpoint, tmp_path / "own")
     write_card_field(own, "calibration", {"schema": 1})
     with pytest.raises(CheckpointError, match="calibration"):
@@ -242,9 +240,8 @@ def test_a_field_of_the_card_is_written_with_its_hash_and_nothing_else(tmp_path)
     (tmp_path / "other").write_text("x")
     (tmp_path / "SHA256SUMS").write_text("aa  other\nbb  pulse.json\n")
     write_card_field(tmp_path, "calibration", _five())
-    card = read_card(tmp_path)
-    assert card["calibration"] == _five()
-    assert (card["name"], card["extra"]) == ("mine", 3)
+    card = json.loads((tmp_path / "pulse.json").read_text())
+    assert card == {"schema": 1, "name": "mine", "extra": 3, "calibration": _five()}
     digest = hashlib.sha256((tmp_path / "pulse.json").read_bytes()).hexdigest()
     assert (tmp_path / "SHA256SUMS").read_text() == f"aa  other\n{digest}  pulse.json\n"
 
@@ -261,19 +258,17 @@ def table(tmp_path) -> dict[str, int]:
     for side, count in (("train", 2), ("validation", 8), ("test", 3)):
         for k in range(count):
             record = SAMPLES / names[k % len(names)]
-            rows.append({"record": record, "patient_id": sides[side][k], "superclass": ("NORM", "MI")[k % 2]})
+            group, code = (("NORM", "NORM"), ("MI", "IMI"))[k % 2]
+            rows.append([record, sides[side][k], "scp", code, group])
     with (tmp_path / "labels.csv").open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, ["record", "patient_id", "superclass"])
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(stream)
+        writer.writerows([["record", "patient_id", "scheme", "codes", "superclass"], *rows])
     return {"validation": 8, "all": len(rows)}
 
 
 def test_calibrate_reads_validation_patients_and_no_others(
     small_checkpoint, table, tmp_path, monkeypatch
 ) -> None:
-    import shutil
-
     monkeypatch.setattr(calibration_fit, "MIN_PATIENTS", 6)
     own = shutil.copytree(small_checkpoint, tmp_path / "own")
     weights = (own / "model.safetensors").read_bytes()
@@ -286,6 +281,19 @@ def test_calibrate_reads_validation_patients_and_no_others(
     found = commands.evaluate(str(own), tmp_path / "labels.csv", split="test")["calibration"]
     assert found["held_out"] is True
     assert commands.evaluate(str(own), tmp_path / "labels.csv")["calibration"]["held_out"] is False
+
+
+def test_a_training_ends_with_a_calibration_where_there_are_patients_for_one(
+    small_checkpoint, table, tmp_path, monkeypatch
+) -> None:
+    own = shutil.copytree(small_checkpoint, tmp_path / "own")
+    assert calibrate_trained(own, tmp_path / "labels.csv") is None
+    assert read_card(own)["calibration"] is None
+    monkeypatch.setattr(calibration_fit, "MIN_PATIENTS", 6)
+    found = calibrate_trained(own, tmp_path / "labels.csv")
+    assert found["fit"]["n"] == table["validation"]
+    again = commands.calibrate(str(own), tmp_path / "labels.csv")["calibration"]
+    assert found == again  # the same patients, the same pages
 
 
 def test_calibrate_refuses_what_it_cannot_do(own_bundle, small_checkpoint, table, tmp_path) -> None:
