@@ -72,22 +72,17 @@ def serve(
         BundleError: the bundle is damaged.
         MissingExtraError: the extra ``serve`` is not installed.
     """
-    for module, package in _NEEDED.items():
-        if importlib.util.find_spec(module) is None:
-            raise MissingExtraError(package, "serve")
-    from pulse_edge.runtimes.serve.settings import Settings, default_data, is_loopback
+    from pulse_edge.runtimes.serve.settings import Settings, default_data
 
     folder = Path(data).expanduser() if data is not None else default_data()
     if check_log:
         return _check_log(folder)
     if bundle is None:
         raise UserError("Name the bundle to serve: pulse-edge serve BUNDLE. Make one with: pulse-edge export")
-    token = _token(token_file)
-    if token is None and not is_loopback(host):
-        raise UserError(
-            f"{host} can be reached from other machines, so a token is needed: write one into a file that "
-            f"only you can read and name it with --token-file, or set {TOKEN}."
-        )
+    for module, package in _NEEDED.items():
+        if importlib.util.find_spec(module) is None:
+            raise MissingExtraError(package, "serve")
+    token = _token(token_file, host)
     if (tls_cert is None) != (tls_key is None):
         raise UserError("--tls-cert and --tls-key belong together. Give both.")
     _check_numbers(
@@ -125,9 +120,16 @@ def _serve(
         serve(settings, port, lambda: Model(bundle, *options), tls, ready)
 
 
-def _token(path: Path | None) -> str | None:
+def _token(path: Path | None, host: str) -> str | None:
+    from pulse_edge.runtimes.serve.settings import is_loopback
+
     if path is None:
         token = os.environ.get(TOKEN)
+        if token is None and not is_loopback(host):
+            raise UserError(
+                f"{host} can be reached from other machines, so a token is needed: write one into a file "
+                f"that only you can read and name it with --token-file, or set {TOKEN}."
+            )
     else:
         try:
             token = Path(path).read_text(encoding="utf-8").strip()
