@@ -1,12 +1,12 @@
 """The language model as one ONNX graph with its key-value cache going in and out.
 
-Operators of the standard only. The profile ``trt`` writes attention, norms and rotary embedding out, which
-both ONNX Runtime and every TensorRT 10 take; ``trt10.15`` and ``ort`` use opset 23's Attention,
-RMSNormalization and RotaryEmbedding. Keys and values are joined with their past outside of Attention,
-whose own past TensorRT does not take. Hazards of half precision are met in the graph: norms, softmax and
-rotary embedding are computed in float32, and the mask is -1e4, which float16 can hold. Covered are
-decoders of Llama's form (grouped-query attention and biases included, so Qwen2's too) with plain rotary
-embeddings.
+Operators of the standard only (:mod:`.ort_decoder` writes the profile ``ort``, in ONNX Runtime's own).
+The profile ``trt`` writes attention, norms and rotary embedding out, which both ONNX Runtime and every
+TensorRT 10 take; ``trt10.15`` uses opset 23's Attention, RMSNormalization and RotaryEmbedding. Keys and
+values are joined with their past outside of Attention, whose own past TensorRT does not take. Hazards of
+half precision are met in the graph: norms, softmax and rotary embedding are computed in float32, and the
+mask is -1e4, which float16 can hold. Covered are decoders of Llama's form (grouped-query attention and
+biases included, so Qwen2's too) with plain rotary embeddings.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def plan_decoder(
     Inputs: ``inputs_embeds`` float32 [1, S, H] and for every layer ``past_key_values.i.key`` and
     ``.value`` [1, KV, P, D] in the computing type; S ≥ 1 and P ≥ 0 are dynamic, and the new tokens
     have the positions P to P + S - 1. Outputs: ``logits`` float32 [1, V] behind the last position, and
-    ``present.i.key``/``.value`` [1, KV, P + S, D].
+    ``present.i.key``/``.value`` [1, KV, P + S, D]. The profile ``ort`` has others: :mod:`.ort_decoder`.
 
     Args:
         path: of the graph.
@@ -48,14 +48,22 @@ def plan_decoder(
         The writer, whose ``fill`` makes the data, and the names of the layers that int4 does not fit,
         which are stored as float16.
     """
+    from pulse_edge.export.ort_decoder import OrtDecoder
+
     writer = GraphWriter(path, "decoder", how.opset)
-    decoder = _Decoder(writer, shape, weights, how)
+    decoder = (OrtDecoder if how.profile == "ort" else Decoder)(writer, shape, weights, how)
     decoder.write(table)
     writer.save({"precision": how.name, "profile": how.profile, "context": str(shape.context)})
     return writer, decoder.kept
 
 
-class _Decoder:
+class Decoder:
+    """Writes the graph of the profiles ``trt`` and ``trt10.15``.
+
+    Attributes:
+        kept: layers that int4 does not fit, once it is written.
+    """
+
     def __init__(self, writer: GraphWriter, shape: DecoderShape, weights: Weights, how: Precision) -> None:
         self.w, self.shape, self.weights, self.how = writer, shape, weights, how
         self.compute = how.compute
@@ -63,6 +71,7 @@ class _Decoder:
         self.kept: list[str] = []
 
     def write(self, table: Place | None) -> None:
+        """Write all nodes; ``table`` as for :func:`plan_decoder`."""
         w, s = self.w, self.shape
         embeds = w.input("inputs_embeds", np.float32, [1, "S", s.hidden])
         caches = [
@@ -77,9 +86,15 @@ class _Decoder:
         x = self._narrow(embeds, "embeds")
         for i, (key, value) in enumerate(caches):
             x = self._layer(i, x, key, value)
+        self._last(x, table)
+
+    def _last(self, x: str, table: Place | None) -> None:
+        """From the hidden states to the logits of the last position."""
+        w = self.w
         minus_one, end, axis = (w.constant([v], np.int64) for v in (-1, np.iinfo(np.int64).max, 1))
         last = self._norm(w.op("Slice", x, minus_one, end, axis, name="last"), "norm")
-        self._head(w.op("Reshape", last, w.constant([1, s.hidden], np.int64), name="last/row"), table)
+        row = w.constant([1, self.shape.hidden], np.int64)
+        self._head(w.op("Reshape", last, row, name="last/row"), table)
 
     def _head(self, last: str, table: Place | None) -> None:
         """Logits of one position [1, H]. The head is never rounded to integers: its error is not averaged

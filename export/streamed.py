@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import AutoModel, DynamicCache
 
+from pulse_edge.export.ort_decoder import TOTAL
 from pulse_edge.export.prompts import Questions, text_tokens, tiles_of, visual_tokens
 from pulse_edge.export.slices import Graph, open_model, run
 from pulse_edge.model.checkpoint import compute_buffers
@@ -137,7 +138,9 @@ class _Bundle:
         def read(states: Array, cache: Any) -> tuple[Array, Any]:
             past = cache or dict.fromkeys(names, np.zeros(shape, np.float32))
             # positions come from the first layer's cache, whose length is that of every layer's
+            total = past[names[0]].shape[2] + states.shape[1]  # what only the profile ort asks for
             feed = {"inputs_embeds": states, "past_key_values.0.key": past[names[0]], **past}
+            feed[TOTAL] = np.array([total], np.int32)
             feed.update(dict.fromkeys(inputs, states))
             found = run(session, feed, outputs)
             present = dict(zip(names, (found[name] for name in outputs[1:]), strict=True))
