@@ -144,7 +144,7 @@ def read_rows(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8] | None]:
     """Rows of a weight as integers: their low bytes [n, K], scales float32 [n, K / group], and the zero
     points' low bytes, or None where the rounding is symmetric."""
-    if how.given:
+    if how.given and weights.form(key) is not None:
         given = weights.integers(key, start, stop)
         zero = None if given.zero is None else given.zero.view(np.uint8)
         return given.integers.view(np.uint8), given.scale.astype(np.float32), zero
