@@ -28,7 +28,12 @@ EMBED: Final = "embed.onnx"
 
 
 def plan_decoder(
-    path: Path, shape: DecoderShape, weights: Weights, how: Precision, table: Place | None = None
+    path: Path,
+    shape: DecoderShape,
+    weights: Weights,
+    how: Precision,
+    table: Place | None = None,
+    head: GraphWriter | None = None,
 ) -> tuple[GraphWriter, list[str]]:
     """Write ``decoder.onnx`` and say what goes into its data.
 
@@ -43,6 +48,7 @@ def plan_decoder(
         weights: by canonical name, e.g. ``text.layers.0.self_attn.q_proj.weight``.
         how: precision of the linear layers.
         table: of a tied model, where the embedding table lies in embed.onnx's data, which is then shared.
+        head: in the profile ``ort``, the other decoder of a bundle, which has the head's integers.
 
     Returns:
         The writer, whose ``fill`` makes the data, and the names of the layers that int4 does not fit,
@@ -50,8 +56,10 @@ def plan_decoder(
     """
     from pulse_edge.export.ort_decoder import OrtDecoder
 
-    writer = GraphWriter(path, "decoder", how.opset)
+    writer = GraphWriter(path, path.stem, how.opset)
     decoder = (OrtDecoder if how.profile == "ort" else Decoder)(writer, shape, weights, how)
+    if isinstance(decoder, OrtDecoder):
+        decoder.head = head
     decoder.write(table)
     writer.save({"precision": how.name, "profile": how.profile, "context": str(shape.context)})
     return writer, decoder.kept

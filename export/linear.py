@@ -74,13 +74,25 @@ def chosen_form(weights: Weights, key: str, how: Precision) -> Form | None:
 
 def _quantized(writer: GraphWriter, name: str, weights: Weights, key: str, how: Precision, form: Form) -> str:
     """Add a matrix [K, N] as integers and scales; return the name of the dequantised one."""
+    attributes = {"axis": 0, "block_size": form.group}
+    if by_column(form):  # ONNX Runtime fuses axis 1, and TensorRT wants the axis of the outputs
+        attributes = {"axis": 1}
+    names = integers(writer, name, weights, key, how, form)
+    return writer.op("DequantizeLinear", *names, name=f"{name}.weight", **attributes)
+
+
+def by_column(form: Form) -> bool:
+    """Whether a weight [N, K] is 8-bit integers with a scale for each row: a column of the matrix [K, N]."""
+    return form.bits == 8 and form.group == form.shape[1]
+
+
+def integers(
+    writer: GraphWriter, name: str, weights: Weights, key: str, how: Precision, form: Form
+) -> list[str]:
+    """Store a matrix [K, N] as integers; return their name, that of the scales, and of zero points if any."""
     n, k = form.shape
     kind: Kind = np.int8 if form.bits == 8 else INT4
-    blocks: tuple[int, ...] = (k // form.group, n)
-    attributes = {"axis": 0, "block_size": form.group}
-    if form.bits == 8 and form.group == k:
-        # per column: ONNX Runtime fuses axis 1, and TensorRT wants the axis of the outputs
-        blocks, attributes = (n,), {"axis": 1}
+    blocks = (n,) if by_column(form) else (k // form.group, n)
     tensors = [(f"{name}.integers", kind, (k, n)), (f"{name}.scale", how.compute, blocks)]
     if form.zero:
         tensors.append((f"{name}.zero", kind, blocks))
@@ -88,8 +100,7 @@ def _quantized(writer: GraphWriter, name: str, weights: Weights, key: str, how: 
     def fill(sinks: Sequence[Sink]) -> None:
         _fill_quantized(weights, key, how, form, sinks)
 
-    names = writer.weights(name, tensors, fill)
-    return writer.op("DequantizeLinear", *names, name=f"{name}.weight", **attributes)
+    return writer.weights(name, tensors, fill)
 
 
 def _fill_quantized(weights: Weights, key: str, how: Precision, form: Form, sinks: Sequence[Sink]) -> None:

@@ -245,6 +245,10 @@ class GraphWriter:
             self._external(place, self.data.name)
         return [place.name for place in places]
 
+    def chunk(self, name: str) -> Chunk:
+        """The weights that were given their places under a name; KeyError if there are none."""
+        return {chunk.name: chunk for chunk in self.chunks}[name]
+
     def borrow(self, place: Place, file: str) -> str:
         """Use a weight that lies in another graph's data file; return its name."""
         self._external(place, file)

@@ -13,20 +13,27 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+# Tokens from which on the graph for prompts is faster than the one for single tokens.
+PROMPT: Final = 32
 TOTAL: Final = "total_sequence_length"
 _PAST, _PRESENT = "past_key_values.", "present."
 _TYPES: Final = {"float": np.float32, "float16": np.float16}
 
 
-def open_cache(session: Any, graph: Mapping[str, Any], context: int) -> SharedCache | GrowingCache:
+def open_cache(
+    session: Any, graph: Mapping[str, Any], context: int, prompt: Any = None
+) -> SharedCache | GrowingCache:
     """Return the form of cache that a decoder takes.
 
     Args:
         session: of the decoder.
         graph: what the manifest says of it.
         context: most tokens.
+        prompt: session of the same decoder in another form, for many tokens at once, if there is one.
     """
-    return (SharedCache if TOTAL in graph["inputs"] else GrowingCache)(session, graph, context)
+    if TOTAL in graph["inputs"]:
+        return SharedCache(session, graph, context, prompt)
+    return GrowingCache(session, graph)
 
 
 class SharedCache:
@@ -39,10 +46,10 @@ class SharedCache:
         length: tokens in the cache.
     """
 
-    def __init__(self, session: Any, graph: Mapping[str, Any], context: int) -> None:
+    def __init__(self, session: Any, graph: Mapping[str, Any], context: int, prompt: Any = None) -> None:
         from onnxruntime import OrtValue
 
-        self._session, self.length = session, 0
+        self._session, self._prompt, self.length = session, prompt, 0
         hidden, vocab = graph["inputs"]["inputs_embeds"]["shape"][2], graph["outputs"]["logits"]["shape"][1]
         self._row = np.zeros((1, 1, hidden), np.float32)
         self._total, self._logits = np.zeros(1, np.int32), np.zeros((1, vocab), np.float32)
@@ -55,17 +62,19 @@ class SharedCache:
                 memory = np.zeros((1, heads, context, width), _TYPES[entry["dtype"]])
                 fixed[name] = self._outputs[name.replace(_PAST, _PRESENT)] = value(memory)
         self._fixed = fixed
-        self._step = self._bind(self._row)
+        self._step = self._bind(session, self._row)
 
     def read(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         """Read embeddings [S, H]; logits [V] behind the last."""
-        binding = self._step
+        session, binding = self._session, self._step
         if len(rows) == 1:
             self._row[0] = rows
         else:
-            binding = self._bind(np.ascontiguousarray(rows[None]))
+            if self._prompt is not None and len(rows) >= PROMPT:
+                session = self._prompt
+            binding = self._bind(session, np.ascontiguousarray(rows[None]))
         self._total[0] = self.length + len(rows)
-        self._session.run_with_iobinding(binding)
+        session.run_with_iobinding(binding)
         self.length += len(rows)
         row: NDArray[np.float32] = self._logits[0].copy()
         return row
@@ -74,8 +83,8 @@ class SharedCache:
         """Forget what is behind the first ``length`` tokens."""
         self.length = length
 
-    def _bind(self, embeds: NDArray[np.float32]) -> Any:
-        binding = self._session.io_binding()
+    def _bind(self, session: Any, embeds: NDArray[np.float32]) -> Any:
+        binding = session.io_binding()
         binding.bind_cpu_input("inputs_embeds", embeds)
         for name, value in self._fixed.items():
             binding.bind_ortvalue_input(name, value)
@@ -91,7 +100,7 @@ class GrowingCache:
         length: tokens in the cache.
     """
 
-    def __init__(self, session: Any, graph: Mapping[str, Any], context: int) -> None:
+    def __init__(self, session: Any, graph: Mapping[str, Any]) -> None:
         from onnxruntime import OrtValue
 
         self._session, self._value, self.length = session, OrtValue.ortvalue_from_numpy, 0

@@ -35,12 +35,13 @@ class OnnxBackend:
 
     def __init__(self, folder: Path, manifest: dict[str, Any], threads: int | None = None) -> None:
         graphs = manifest["graphs"]
+        self._table = _map_table(folder / graphs["embed"]["file"], graphs["embed"], manifest["precision"])
         self._vision, decoder = (
             _open(folder / graphs[role]["file"], threads) for role in ("vision", "decoder")
         )
-        self._table = _map_table(folder / graphs["embed"]["file"], graphs["embed"], manifest["precision"])
+        prompt = _open(folder / graphs["prompt"]["file"], threads, True) if "prompt" in graphs else None
         self.context: int = manifest["generation"]["context"]
-        self._cache: SharedCache | GrowingCache = open_cache(decoder, graphs["decoder"], self.context)
+        self._cache: SharedCache | GrowingCache = open_cache(decoder, graphs["decoder"], self.context, prompt)
         self._merge: str = manifest["preprocessing"]["merge"]
         newline = folder / "image_newline.npy"
         self._newline: NDArray[np.float32] | None = np.load(newline) if newline.is_file() else None
@@ -128,7 +129,8 @@ def _map_table(path: Path, graph: dict[str, Any], precision: dict[str, str]) -> 
     return np.memmap(data, kind, "r").reshape(-1, width)
 
 
-def _open(path: Path, threads: int | None) -> Any:
+def _open(path: Path, threads: int | None, mapped: bool = False) -> Any:
+    """Open a graph; one that is ``mapped`` takes its weights as they lie in the file, without a copy."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -137,6 +139,7 @@ def _open(path: Path, threads: int | None) -> Any:
     # Of portable int4 graphs, level 4, the default, would quantise activations to int8: 0.09 instead of 1e-5.
     # Graphs of the profile ort say themselves what they want.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+    options.add_session_config_entry("session.disable_prepacking", "1" if mapped else "0")
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no base but this
