@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from pulse_edge.contract import exact_div
 from pulse_edge.errors import UserError
 from pulse_edge.export.decoder import Decoder
-from pulse_edge.export.linear import by_column, integers, read_rows, steps, vector
+from pulse_edge.export.linear import by_column, read_rows, steps, vector
 from pulse_edge.export.onnx_writer import GraphWriter, Kind, Place, Shape, Sink
+from pulse_edge.export.rounded import Rounded
 from pulse_edge.export.rounding import pack_pairs, to_float32
 from pulse_edge.export.shape import DecoderShape
 from pulse_edge.export.weights import Precision, Weights
@@ -36,8 +37,6 @@ TOTAL: Final = "total_sequence_length"
 BLOCKS: Final = (128, 64, 32, 16)  # that MatMulNBits takes; the largest that divides K is the smallest file
 _INT8: Final = 4  # accuracy_level: activations as 8-bit integers
 HEAD_MULTIPLE: Final = 16  # GroupQueryAttention takes heads whose width is a multiple of it
-_MIDDLE: Final = 128  # an unsigned 8-bit integer that stands for 0
-_LEAST: Final = 1e-30  # of a scale, so that nothing is divided by 0
 _QKV: Final = ("q_proj", "k_proj", "v_proj")
 
 
@@ -69,7 +68,7 @@ class OrtDecoder(Decoder):
             )
         x = w.input("inputs_embeds", np.float32, [1, "S", s.hidden])
         self.total = w.input(TOTAL, np.int32, [1])
-        self._rounded: dict[str, tuple[str, str]] = {}
+        self.rounded = Rounded(w, self.weights, self.how)
         self.last = w.op("Sub", self.total, w.constant([1], np.int32), name="seqlens_k")
         half = exact_div(s.head_dim, 2)
         self.cos, self.sin = (self._rotary(k, name, half) for k, name in enumerate(("cos", "sin")))
@@ -122,32 +121,10 @@ class OrtDecoder(Decoder):
         if not by_column(form):
             return self._integers(x, name, [name])
         w, key = self.w, f"text.{name}.weight"
-        stored, scale = integers(w, name, self.weights, key, self.how, form)
-        low, unit = self._activations(x)
-        one, middle = w.constant(1.0, np.float32), w.constant(_MIDDLE, np.uint8)
-        y = w.contrib(
-            "MatMulIntegerToFloat", low, stored, one, scale, middle, names=[f"{name}/product"],
-            dtype=np.float32, shapes=[[1, "S", form.shape[0]]],
-        )  # fmt: skip
-        y = w.op("Mul", y, unit, name=name)
+        y = self.rounded.product(x, name, key, form, [1, "S"])
         if name.rpartition(".")[2] not in self.shape.biased:
             return y
         return w.op("Add", y, self._biases(name, [name], form.shape[0]), name=f"{name}/biased")
-
-    def _activations(self, x: str) -> tuple[str, str]:
-        """Round activations [1, S, K] to 8 bits, with a scale for each token [1, S, 1]."""
-        if x not in self._rounded:
-            w = self.w
-            last, least = w.constant([-1], np.int64), w.constant(_LEAST, np.float32)
-            largest = w.op(
-                "ReduceMax", w.op("Abs", x, name=f"{x}/int8/abs"), last, name=f"{x}/int8/largest", keepdims=1
-            )
-            unit = w.op("Mul", largest, w.constant(1 / 127, np.float32), name=f"{x}/int8/unit")
-            unit = w.op("Max", unit, least, name=f"{x}/int8/scale")
-            one, middle = w.constant(1.0, np.float32), w.constant(_MIDDLE, np.uint8)
-            even = w.op("Div", x, unit, name=f"{x}/int8/even")
-            self._rounded[x] = w.op("QuantizeLinear", even, one, middle, name=f"{x}/int8"), unit
-        return self._rounded[x]
 
     def _head(self, last: str, table: Place | None) -> None:
         """Logits of one position [1, H]. The head is a third of what a token of a small model reads: with

@@ -128,7 +128,8 @@ def plan_bundle(folder: Path, source: Source, how: Precision) -> Plan:
         )
         decoders.append(prompt)
     if source.clip:
-        vision = plan_vision(folder / "vision.onnx", ClipShape.read(source.fields), source.weights, half)
+        shape, integers = ClipShape.read(source.fields), how.profile == "ort" and how.bits < 16
+        vision = plan_vision(folder / "vision.onnx", shape, source.weights, half, integers)
         return Plan((vision, embed, *decoders), kept, 0)
     parts = [s for name, s in source.weights.shapes.items() if name.startswith(("vision.", "projector."))]
     values = sum(int(np.prod(shape, dtype=np.int64)) for shape in parts)
