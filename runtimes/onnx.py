@@ -11,11 +11,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pulse_edge.contract import IMAGE_TOKEN_ID, MAX_TILES
+from pulse_edge.contract import IMAGE_TOKEN_ID, MAX_TILES, TILE_SIZE
 from pulse_edge.errors import BundleError, UserError
 from pulse_edge.machine import usable_cores
 from pulse_edge.model.merge import merge_features
-from pulse_edge.runtimes.cache import GrowingCache, SharedCache, open_cache
+from pulse_edge.runtimes.cache import PROMPT, GrowingCache, SharedCache, open_cache
 
 # Longer prompts are read in pieces: the attention scores of one piece at a time are in memory.
 _FLASH: Final = "ORT_GQA_DISABLE_FLASH_ATTENTION"
@@ -85,6 +85,16 @@ class OnnxBackend:
     def step(self, token: int) -> NDArray[np.float32]:
         """Read one token."""
         return self.extend([token])
+
+    def warm_up(self) -> None:
+        """Run every graph once on nothing, so that the first question does not pay for what is done but once:
+        reading weights from the disk, and reserving memory. Forgets everything."""
+        width = self._table.shape[1]
+        self.reset()
+        self._vision.run(None, {"pixel_values": np.zeros((MAX_TILES, 3, TILE_SIZE, TILE_SIZE), np.float32)})
+        for count in (min(PROMPT, self.context - 1), 1):
+            self._cache.read(np.zeros((count, width), np.float32))
+        self.reset()
 
     def reset(self) -> None:
         """Forget everything."""

@@ -221,6 +221,16 @@ def test_the_shipped_models_integers_give_the_same_labels(precision, logits, pro
     assert {name for name in a if a[name] >= 0.5} == {name for name in b if b[name] >= 0.5}
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int4"])
+def test_warming_up_leaves_nothing_behind(precision, exported):
+    cold, warm = opened(exported(precision, "ort")), opened(exported(precision, "ort"))
+    warm.prefill(None, tokens(9))
+    warm.warm_up()
+    assert warm.position == 0
+    for a, b in zip(conversation(cold), conversation(warm), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_the_mapped_table_is_what_its_graph_looks_up(small_bundle, fast):
     graph = onnxruntime.InferenceSession(str(small_bundle / "embed.onnx"), providers=["CPUExecutionProvider"])
     ids = np.array([[0, 5, 699, 5]])
