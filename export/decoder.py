@@ -161,12 +161,17 @@ class Decoder:
     def _layer(self, i: int, x: str, key: str, value: str) -> str:
         w, name = self.w, f"layers.{i}"
         y = self._norm(x, f"{name}.input_layernorm")
-        x = w.op("Add", x, self._attention(i, y, key, value), name=f"{name}.attended")
+        y = self._attention(i, y, key, value)
+        x = w.op("Add", self._carried(i, x), y, name=f"{name}.attended")
         y = self._norm(x, f"{name}.post_attention_layernorm")
         gate, up = self._linear(y, f"{name}.mlp.gate_proj"), self._linear(y, f"{name}.mlp.up_proj")
         gate = w.op("Mul", gate, w.op("Sigmoid", gate, name=f"{name}.mlp.sigmoid"), name=f"{name}.mlp.silu")
         y = self._linear(w.op("Mul", gate, up, name=f"{name}.mlp.gated"), f"{name}.mlp.down_proj")
         return w.op("Add", x, y, name=f"{name}.out")
+
+    def _carried(self, i: int, x: str) -> str:
+        """What of the hidden states goes on beside a layer's attention."""
+        return x
 
     def _attention(self, i: int, y: str, key: str, value: str) -> str:
         w, s, name = self.w, self.shape, f"layers.{i}.self_attn"

@@ -68,6 +68,7 @@ class OrtDecoder(Decoder):
             )
         x = w.input("inputs_embeds", np.float32, [1, "S", s.hidden])
         self.total = w.input(TOTAL, np.int32, [1])
+        self.lead: Shape = [1, "S"]  # of the hidden states
         self.rounded = Rounded(w, self.weights, self.how)
         self.last = w.op("Sub", self.total, w.constant([1], np.int32), name="seqlens_k")
         half = exact_div(s.head_dim, 2)
@@ -92,7 +93,15 @@ class OrtDecoder(Decoder):
             shapes=[[1, "S", s.heads * s.head_dim], cache, cache],
             num_heads=s.heads, kv_num_heads=s.kv_heads, do_rotary=1, scale=s.head_dim**-0.5,
         )  # fmt: skip
-        return self._linear(out, f"{name}.o_proj")
+        return self._linear(self._carried(i, out), f"{name}.o_proj")
+
+    def _carried(self, i: int, x: str) -> str:
+        """Behind the last layer's attention only the last token is needed."""
+        if i < self.shape.layers - 1:
+            return x
+        self.lead = [1, 1]
+        end, axis = (self.w.constant([v], np.int64) for v in (np.iinfo(np.int64).max, 1))
+        return self.w.op("Slice", x, self.w.constant([-1], np.int64), end, axis, name=f"{x}/last")
 
     def _project(self, y: str, name: str) -> tuple[str, str, str]:
         """Queries, keys and values: one product where they are integers of one form, else three."""
@@ -121,7 +130,7 @@ class OrtDecoder(Decoder):
         if not by_column(form):
             return self._integers(x, name, [name])
         w, key = self.w, f"text.{name}.weight"
-        y = self.rounded.product(x, name, key, form, [1, "S"])
+        y = self.rounded.product(x, name, key, form, self.lead)
         if name.rpartition(".")[2] not in self.shape.biased:
             return y
         return w.op("Add", y, self._biases(name, [name], form.shape[0]), name=f"{name}/biased")
@@ -153,7 +162,7 @@ class OrtDecoder(Decoder):
         w, keys = self.w, [f"text.{part}.weight" for part in parts]
         forms = [form for form in map(self._form, keys) if form is not None]
         width = sum(form.shape[0] for form in forms)
-        y = self._product(x, name, keys, forms, [1, "S", width])
+        y = self._product(x, name, keys, forms, [*self.lead, width])
         if parts[0].rpartition(".")[2] not in self.shape.biased:
             return y
         return w.op("Add", y, self._biases(name, parts, width), name=f"{name}/biased")
