@@ -149,7 +149,7 @@ def prepare(name: str, work: Path, peers: Path) -> list[Runner]:
 def _genai(plain: Path, output: Path) -> list[str]:
     return [
         "-m", "onnxruntime_genai.models.builder", "-i", str(plain), "-o", str(output), "-p", "int4",
-        "-e", "cpu", "-c", str(output.with_suffix(".cache")), "--extra_options", "int4_accuracy_level=4",
+        "-e", "cpu", "-c", str(output.with_name(f"{output.name}-cache")), "--extra_options", "int4_accuracy_level=4",
     ]  # fmt: skip
 
 
