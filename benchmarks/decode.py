@@ -111,7 +111,7 @@ class Runner:
 def cache_bytes(size: dict[str, Any], tokens: int, width: int) -> int:
     """Bytes of keys and values of a sequence, ``width`` bytes a value."""
     head = size["hidden_size"] // size["num_attention_heads"]
-    return 2 * size["num_hidden_layers"] * size["num_key_value_heads"] * head * tokens * width
+    return int(2 * size["num_hidden_layers"] * size["num_key_value_heads"] * head * tokens * width)
 
 
 def prepare(name: str, work: Path, peers: Path) -> list[Runner]:
@@ -149,7 +149,8 @@ def prepare(name: str, work: Path, peers: Path) -> list[Runner]:
 def _genai(plain: Path, output: Path) -> list[str]:
     return [
         "-m", "onnxruntime_genai.models.builder", "-i", str(plain), "-o", str(output), "-p", "int4",
-        "-e", "cpu", "-c", str(output.with_name(f"{output.name}-cache")), "--extra_options", "int4_accuracy_level=4",
+        "-e", "cpu", "-c", str(output.with_name(f"{output.name}-cache")),
+        "--extra_options", "int4_accuracy_level=4",
     ]  # fmt: skip
 
 

@@ -121,6 +121,7 @@ class Decoder:
             w.cast(logits, np.float32, "logits")
 
     def has(self, key: str) -> bool:
+        """Whether the checkpoint has a weight."""
         try:
             self.weights.shape(key)
         except KeyError:
