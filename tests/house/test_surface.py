@@ -19,7 +19,9 @@ PUBLIC = {
     "load": "(path",
 }
 VERBS = [
+    "bench",
     "build",
+    "calibrate",
     "capture",
     "doctor",
     "eval",
@@ -27,6 +29,7 @@ VERBS = [
     "plan",
     "quantize",
     "run",
+    "serve",
     "train",
     "verify",
 ]
