@@ -137,7 +137,7 @@ def prepare(name: str, work: Path, peers: Path) -> list[Runner]:
     genai, gguf = work / f"{name}-genai", work / f"{name}-llama/model.gguf"
     why = _build(peers / "genai/bin/python", genai, _genai(plain, genai))
     data = genai / "model.onnx.data"
-    read = data.stat().st_size + cache[4] if data.is_file() else 0
+    read = data.stat().st_size - 4 * table + cache[4] if data.is_file() else 0  # its table is float32
     runners.append(Runner("onnxruntime-genai", genai, read, why))
     why = _build(peers / "llama/bin/python", gguf, [str(HERE / "decode_gguf.py"), str(plain), str(gguf)])
     read = gguf.stat().st_size - table * 18 // 32 + cache[2] if gguf.is_file() else 0  # Q4_0: 18 bytes for 32
