@@ -226,19 +226,21 @@ def _convolutions(vision: Mapping[str, Any]) -> Tower:
     """pulse-nano's tower, stage by stage as ``model/tower.py`` builds it."""
     side, before = int(vision.get("image_size", TILE_SIZE)), 3
     parameters = flops = live = 0
-    stages = zip(vision["widths"], vision["strides"], vision["depths"], strict=True)
-    for index, (width, stride, depth) in enumerate(stages):
+    inner = vision.get("inner") or vision["widths"]
+    stages = zip(vision["widths"], inner, vision["strides"], vision["depths"], strict=True)
+    for index, (width, within, stride, depth) in enumerate(stages):
         side //= stride
         kernel = stride if index == 0 else 3
-        down, block = before * width * kernel**2, 2 * width * width * 9
-        parameters += down + 2 * width + depth * (block + 4 * width)
+        down, block = before * width * kernel**2, 2 * width * within * 9
+        parameters += down + 2 * width + depth * (block + 2 * width + 2 * within)
         flops += 2 * side**2 * (down + depth * block)
         live = max(live, 3 * width * side**2)
         before = width
     tokens, layers = side**2, int(vision.get("context_layers", 0))
     page = MAX_TILES * tokens  # the context layers see all tiles of a page
-    parameters += page * before + layers * (8 * before**2 + 11 * before)
-    flops += layers * tokens * (16 * before**2 + 4 * page * before)
+    mlp = int(vision.get("context_mlp") or 2 * before)
+    parameters += page * before + layers * (4 * before**2 + 2 * before * mlp + 9 * before + mlp)
+    flops += layers * tokens * (8 * before**2 + 4 * before * mlp + 4 * page * before)
     return Tower(parameters, parameters, 0, tokens, flops, live)
 
 
