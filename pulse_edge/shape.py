@@ -51,6 +51,7 @@ class ModelShape:
         tied: the head is the embedding table.
         biases: numbers a layer's biases hold.
         context: longest sequence, image included.
+        keep: visual tokens that are kept of a page; None for all.
         integers: int4 or int8 where the checkpoint itself holds the matrices so, else None.
     """
 
@@ -66,6 +67,7 @@ class ModelShape:
     context: int
     biases: int = 0
     tower: Tower | None = None
+    keep: int | None = None
     integers: str | None = None
 
     @property
@@ -167,6 +169,7 @@ def shape_of(config: Mapping[str, Any], name: str) -> ModelShape:
             context=int(text.get("max_position_embeddings", 2048)),
             biases=biases + (2 * ffn + hidden if text.get("mlp_bias") else 0),
             tower=_tower(vision, config, hidden),
+            keep=None if config.get("keep_tokens") is None else int(config["keep_tokens"]),
         )
         if min(shape.layers, hidden, heads, kv_heads, head_dim, ffn, shape.vocab, shape.context) < 1:
             raise ValueError("a size below 1")

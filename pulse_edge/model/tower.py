@@ -80,9 +80,7 @@ class _Residual(nn.Module):
 
 
 class _Stage(nn.Module):
-    def __init__(
-        self, width_in: int, width: int, inner: int, stride: int, depth: int, stem: bool
-    ) -> None:
+    def __init__(self, width_in: int, width: int, inner: int, stride: int, depth: int, stem: bool) -> None:
         super().__init__()
         kernel, padding = (stride, 0) if stem else (3, 1 if stride < 3 else 0)
         self.down = nn.Conv2d(width_in, width, kernel, stride, padding, bias=False)
