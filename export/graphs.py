@@ -51,7 +51,8 @@ class VisionGraph(nn.Module):
             index = kept_tokens(pixel_values, features.shape[1], self.keep, self.keep_by)
             rows = features.reshape(-1, features.shape[-1]).index_select(0, index)
             features = rows.reshape(MAX_TILES, self.keep // MAX_TILES, features.shape[-1])
-        return self.projector(features).float()
+        projected: Tensor = self.projector(features).float()
+        return projected
 
 
 class _WideLayerNorm(nn.LayerNorm):
