@@ -1,4 +1,4 @@
-"""What a student is taught on: training pages with questions, and what its teacher makes of them, kept on disk.
+"""What a student is taught on: training pages with questions, and what its teacher makes of them.
 
 The teacher reads every page once. Of each are kept the tiles, the questions with their answers, the teacher's
 visual features, its margin between "Yes" and "No" for every label, and the hidden states from which it says
@@ -34,6 +34,7 @@ from pulse_edge.evaluate.labels import read_labels
 from pulse_edge.model.packed import normalize, segment_mask, segment_positions
 from pulse_edge.model.packing import PAD_SEGMENT, image_prefix, pack
 from pulse_edge.model.preprocess import tiles
+from pulse_edge.model.prompt import build_prompt, encode_prompt
 from pulse_edge.model.pulse import PulseForConditionalGeneration
 from pulse_edge.model.reference import TorchBackend
 from pulse_edge.model.tokenizer import Tokenizer
@@ -62,7 +63,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Page:
-    """One page before a teacher has seen it: uint8 [5, 336, 336, 3], what is asked, labels (NaN: not known)."""
+    """One page before a teacher has seen it: uint8 [5, 336, 336, 3], what is asked, labels (NaN: unknown)."""
 
     tiles: NDArray[np.uint8]
     turns: list[instruct.Turn]
@@ -106,7 +107,8 @@ def read(model: PulseForConditionalGeneration, visual: Tensor, batch: dict[str, 
 
 def spoken(hidden: Tensor, labels: Tensor) -> Tensor:
     """Return the states [M, H] from which the answers' tokens are said, in the order of the batch."""
-    return hidden[:, :-1][labels[:, 1:] != IGNORE_ID]
+    states: Tensor = hidden[:, :-1][labels[:, 1:] != IGNORE_ID]
+    return states
 
 
 def margins(
@@ -114,7 +116,7 @@ def margins(
 ) -> Tensor:
     """Return logit(Yes) - logit(No) of the closed questions at ``closed`` [B, 5], float32 [B, 5]."""
     at = hidden.gather(1, closed.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
-    logits = model.lm_head(at).float()
+    logits: Tensor = model.lm_head(at).float()
     return logits[..., answers[0]] - logits[..., answers[1]]
 
 
@@ -152,7 +154,6 @@ class Lessons:
         }
         self.journal, self.plan, self.facts = Journal(folder, job), plan, job
         self.tokenizer = Tokenizer.from_folder(teacher)
-        self.tokens = model.config.vision_config.image_size // model.config.vision_config.patch_size
         rows = list(_usable(plan.records))
         if not rows:
             raise UserError(f"No record of a training patient in {plan.records}. Name another table.")
@@ -199,12 +200,9 @@ class Lessons:
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Let the teacher see the pages of one shard."""
         seen = torch.from_numpy(np.stack([page.tiles for page in pages]))
-        features = torch.stack(
-            [model.encode_images(normalize(page), every=True).flatten(0, 1) for page in seen]
-        )
-        visual = torch.stack(
-            [model.choose_tokens(normalize(t), f) for t, f in zip(seen, features, strict=True)]
-        )
+        views = [normalize(page) for page in seen]
+        features = torch.stack([model.encode_images(view, every=True).flatten(0, 1) for view in views])
+        visual = torch.stack([model.choose_tokens(v, f) for v, f in zip(views, features, strict=True)])
         turns = [page.turns for page in pages]
         if self.plan.answers == "teacher":
             turns = [_reworded(model, v, t, self.tokenizer) for v, t in zip(visual, turns, strict=True)]
@@ -276,17 +274,19 @@ def _page(row: dict[str, str], record: Record, rng: random.Random) -> Page:
 def _reworded(
     model: PulseForConditionalGeneration, visual: Tensor, turns: list[instruct.Turn], tokenizer: Tokenizer
 ) -> list[instruct.Turn]:
-    """Put the teacher's own report in the place of the labels' (sequence-level distillation, Kim and Rush, 2016)."""
-    from pulse_edge.model.prompt import build_prompt, encode_prompt
-    from pulse_edge.runtimes.generate import greedy
+    """Put the teacher's own report in the place of the labels'.
 
+    Sequence-level distillation (Kim and Rush, 2016), with the greedy answer, which is the one that is used.
+    """
     backend = TorchBackend(model)
     said = []
     for turn in turns:
         if turn.kind == "report":
             ids = encode_prompt(build_prompt([(turn.question, None)]), tokenizer)
-            logits = backend.prefill(visual.numpy(), ids)
-            text = "".join(piece for piece, _ in greedy(backend, tokenizer, logits, _REPORT_TOKENS))
-            turn = replace(turn, answer=text.strip())
+            logits, tokens = backend.prefill(visual.numpy(), ids), list[int]()
+            while len(tokens) < _REPORT_TOKENS and (token := int(logits.argmax())) != tokenizer.eos_id:
+                tokens.append(token)
+                logits = backend.step(token)
+            turn = replace(turn, answer=tokenizer.decode(tokens).strip())
         said.append(turn)
     return said

@@ -3,9 +3,11 @@
 What it may be told, each part with a weight of its own:
 
 * ``answers``: the words of the answers themselves, as in training (without a teacher, all there is);
-* ``response``: the teacher's distribution over every word of them, softened by a temperature (Hinton et al., 2015);
+* ``response``: the teacher's distribution over every word of them, softened by a temperature (Hinton et al.,
+  2015);
 * ``labels``: the teacher's probability of every label, which is what the model is scored by;
-* ``features``: the teacher's visual tokens, through a linear map where the widths differ (Romero et al., 2015).
+* ``features``: the teacher's visual tokens, through a linear map where the widths differ (Romero et al.,
+  2015).
 """
 
 from __future__ import annotations
@@ -125,7 +127,7 @@ def teach(
         optimiser.zero_grad(set_to_none=True)
         parts = pupil(_numbers(len(lessons), course, step))
         total = torch.stack([getattr(course.weights, name) * loss for name, loss in parts.items()]).sum()
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         nn.utils.clip_grad_norm_(pupil.parameters(), 1.0)
         optimiser.step()
         average.update_parameters(pupil)
@@ -292,8 +294,8 @@ def _resume(file: Path, course: Course, *parts: Any) -> int:
     state = torch.load(file, weights_only=True)
     if state["course"] != repr(asdict(course)):
         raise UserError(
-            f"{file.parent} holds an unfinished course with other settings. Run that one to its end, or delete "
-            "the folder."
+            f"{file.parent} holds an unfinished course with other settings. Run that one to its end, or "
+            "delete the folder."
         )
     pupil.load_state_dict(state["pupil"])
     optimiser.load_state_dict(state["optimiser"])
