@@ -1,4 +1,4 @@
-"""Distillation recipes: what the student is, and how it is taught. A YAML file, or one of compress/recipes/ by name.
+"""Distillation recipes: what the student is, and how it is taught; YAML, some of them in compress/recipes/::
 
 name: nano-third
 seed: 0
@@ -129,9 +129,7 @@ def _check(recipe: Recipe, path: Path) -> None:
             raise UserError(f"{path}: {name} cannot be {value!r}. Give a {'whole ' * whole}number above 0.")
     shares = [getattr(weights, one.name) for one in fields(weights)]
     if not all(isinstance(share, int | float) and share >= 0 for share in shares) or not any(shares):
-        raise UserError(
-            f"{path}: weights are numbers from 0 on, at least one of them above. Correct the file."
-        )
+        raise UserError(f"{path}: weights are numbers from 0 on, at least one of them above. Correct it.")
     if not isinstance(course.seed, int):
         raise UserError(f"{path}: seed cannot be {course.seed!r}. Give a whole number.")
     if recipe.answers not in ANSWERS:

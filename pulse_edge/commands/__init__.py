@@ -15,10 +15,12 @@ from pulse_edge.commands._bundle import (
     bundle_sign,
 )
 from pulse_edge.commands._capture import capture
+from pulse_edge.commands._distill import distill
 from pulse_edge.commands._doctor import doctor
 from pulse_edge.commands._evaluate import evaluate
 from pulse_edge.commands._export import export
 from pulse_edge.commands._plan import plan
+from pulse_edge.commands._prune import prune
 from pulse_edge.commands._quantize import quantize
 from pulse_edge.commands._run import run
 from pulse_edge.commands._train import train
@@ -33,10 +35,12 @@ __all__ = [
     "bundle_rollback",
     "bundle_sign",
     "capture",
+    "distill",
     "doctor",
     "evaluate",
     "export",
     "plan",
+    "prune",
     "quantize",
     "run",
     "train",

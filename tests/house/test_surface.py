@@ -21,10 +21,12 @@ PUBLIC = {
 VERBS = [
     "build",
     "capture",
+    "distill",
     "doctor",
     "eval",
     "export",
     "plan",
+    "prune",
     "quantize",
     "run",
     "train",
