@@ -239,9 +239,12 @@ def _keep_inputs(state: dict[str, Tensor], layer: str, moment: Tensor, kept: Ten
     weight = state[f"{layer}.weight"]
     inside = moment[kept][:, kept]
     inside = inside + _DAMP * inside.diagonal().mean().clamp(min=1e-12) * torch.eye(len(kept))
+    gone = torch.ones(len(moment), dtype=torch.bool)
+    gone[kept] = False
     rows = weight.float().movedim(1, -1)
-    solved = torch.linalg.solve(inside, moment[kept] @ rows.reshape(-1, rows.shape[-1]).T)
-    narrow = solved.T.reshape(*rows.shape[:-1], len(kept)).movedim(-1, 1)
+    lost = rows[..., gone].reshape(-1, int(gone.sum()))
+    taken = torch.linalg.solve(inside, moment[kept][:, gone] @ lost.T).T
+    narrow = (rows[..., kept] + taken.reshape(*rows.shape[:-1], len(kept))).movedim(-1, 1)
     state[f"{layer}.weight"] = narrow.to(weight.dtype).contiguous()
 
 

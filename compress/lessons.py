@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -130,7 +130,7 @@ class Lessons:
     """Pages with a teacher's targets; made where they are missing, and read by number.
 
     Args:
-        folder: kept; an interrupted call goes on from what is there.
+        folder: kept; a call goes on from what is there, an interrupted one's or one's with fewer pages.
         plan: which pages.
         teacher: of whom the targets are; its folder.
         model: the teacher, float32.
@@ -149,10 +149,10 @@ class Lessons:
         tick: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         job = {
-            "plan": {**asdict(plan), "records": sha256_file(plan.records)},
+            "plan": {"records": sha256_file(plan.records), "seed": plan.seed, "answers": plan.answers},
             "teacher": {path.name: sha256_file(path) for path in sorted(teacher.glob("*.safetensors"))},
         }
-        self.journal, self.plan, self.facts = Journal(folder, job), plan, job
+        self.journal, self.plan = Journal(folder, job), plan
         self.tokenizer = Tokenizer.from_folder(teacher)
         rows = list(_usable(plan.records))
         if not rows:
@@ -160,9 +160,7 @@ class Lessons:
         for number in range(self.shards):
             if not self.journal.done(number):
                 tick(number * SHARD, plan.pages)
-                made = [
-                    make(rows, plan, k) for k in range(number * SHARD, min(plan.pages, (number + 1) * SHARD))
-                ]
+                made = [make(rows, plan, k) for k in range(number * SHARD, (number + 1) * SHARD)]
                 self.journal.finish(number, *self._shown(model, made))
         tick(plan.pages, plan.pages)
 
