@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,18 @@ from pulse_edge.samples import SAMPLES, samples
 
 RECIPE: dict[str, Any] = {
     "student": {"start": "pruned", "cut": {"layers": 1, "mlp": 16, "tower": 0.5}},
-    "lessons": {"pages": 16},
-    "course": {"steps": 3, "batch": 4, "learning_rate": 0.002},
+    "lessons": {"pages": 4},
+    "course": {"steps": 3, "batch": 2, "learning_rate": 0.002},
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_pages() -> Iterator[None]:
+    """Four pages a file, not sixteen."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pulse_edge.compress.lessons.SHARD", 4)
+        patch.setattr("pulse_edge.compress.distill._CALIBRATION", 2)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +56,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def lessons(small_checkpoint: Path, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Lessons:
     folder = tmp_path_factory.mktemp("lessons")
-    return Lessons(folder, Plan(table, 16), small_checkpoint, load_model(small_checkpoint, "float32"))
+    return Lessons(folder, Plan(table, 4), small_checkpoint, load_model(small_checkpoint, "float32"))
 
 
 def recipe(folder: Path, **changes: Any) -> str:
@@ -74,16 +84,14 @@ def test_lessons_hold_what_the_teacher_says(small_checkpoint, lessons) -> None:
 
 def test_lessons_are_the_same_again_and_grow(small_checkpoint, table, tmp_path, lessons) -> None:
     model = load_model(small_checkpoint, "float32")
-    more = Lessons(tmp_path / "more", Plan(table, 20), small_checkpoint, model)
+    more = Lessons(tmp_path / "more", Plan(table, 6), small_checkpoint, model)
     assert (more.shards, lessons.shards) == (2, 1)
     assert more.journal.part(0).read_bytes() == lessons.journal.part(0).read_bytes()
     told: list[int] = []
-    Lessons(
-        tmp_path / "more", Plan(table, 32), small_checkpoint, model, lambda done, total: told.append(done)
-    )
-    assert told == [32]  # the second file is whole already
+    Lessons(tmp_path / "more", Plan(table, 8), small_checkpoint, model, lambda done, total: told.append(done))
+    assert told == [8]  # the second file is whole already
     with pytest.raises(UserError, match="other settings"):
-        Lessons(tmp_path / "more", Plan(table, 20, seed=1), small_checkpoint, model)
+        Lessons(tmp_path / "more", Plan(table, 6, seed=1), small_checkpoint, model)
 
 
 def test_only_training_patients_are_learnt_from(small_checkpoint, tmp_path) -> None:
@@ -129,11 +137,12 @@ def test_learning_lowers_the_distance_to_the_teacher(small_checkpoint, lessons, 
     student = load_model(small_checkpoint, "float32")
     with torch.no_grad():
         for weight in student.model.language_model.layers[1].parameters():
-            weight.mul_(0.5)
+            weight.mul_(0.2)
     before = distance(student)
-    course = Course(steps=12, batch=4, learning_rate=2e-3, average=0.5, vision=False)
+    told = Weights(answers=0, response=0, labels=1, features=0)
+    course = Course(steps=20, batch=4, learning_rate=1e-3, average=0.5, vision=False, weights=told)
     teach(student, lessons.tokenizer, teacher.lm_head.weight.detach(), lessons, course, tmp_path)
-    assert distance(student) < before
+    assert distance(student) < 0.8 * before
 
 
 @pytest.mark.parametrize("alone", [False, True])
@@ -154,7 +163,7 @@ def test_the_command_makes_a_smaller_checkpoint(small_checkpoint, table, tmp_pat
 
 
 def test_a_student_of_another_shape_learns_the_teachers_words(small_checkpoint, table, tmp_path) -> None:
-    """Another tower with more tokens a tile, another family, another width: features are pooled and mapped."""
+    """Another tower with more tokens a tile, another family and width: features are pooled and mapped."""
     other = {
         "start": "fresh",
         "vision": {"model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 48,
@@ -163,7 +172,7 @@ def test_a_student_of_another_shape_learns_the_teachers_words(small_checkpoint, 
                  "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 2048},
     }  # fmt: skip
     course = {"steps": 1, "batch": 2}
-    told = recipe(tmp_path, student=other, course=course, lessons={"pages": 16, "answers": "teacher"})
+    told = recipe(tmp_path, student=other, course=course, lessons={"pages": 4, "answers": "teacher"})
     made = commands.distill(str(small_checkpoint), tmp_path / "s", told, table, accept_loss=True)
     assert made["distillation"]["settings"]["answers"] == "teacher"
     model = load_model(tmp_path / "s", "float32")
@@ -175,7 +184,7 @@ def test_the_teachers_own_report_is_its_greedy_answer(small_checkpoint, table, t
     from pulse_edge.runtimes.generate import greedy
 
     model, tokenizer = load_model(small_checkpoint, "float32"), Tokenizer.from_folder(small_checkpoint)
-    told = Lessons(tmp_path, Plan(table, 16, answers="teacher"), small_checkpoint, model)
+    told = Lessons(tmp_path, Plan(table, 4, answers="teacher"), small_checkpoint, model)
     batch = told.batch([0], ("tiles",))
     said = next(turn.answer for turn in batch["turns"][0] if turn.kind == "report")
     backend = TorchBackend(model)

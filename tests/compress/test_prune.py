@@ -71,9 +71,8 @@ def test_surprise_is_the_loss_without_a_layer(seen) -> None:
         for one in shown:
             with torch.inference_mode():
                 logits = which(inputs_embeds=one.embeds).logits[0, -len(one.target) - 1 : -1]
-            total += float(
-                torch.nn.functional.cross_entropy(logits, torch.tensor(one.target), reduction="sum")
-            )
+            entropy = torch.nn.functional.cross_entropy(logits, torch.tensor(one.target), reduction="sum")
+            total += float(entropy)
             count += len(one.target)
         return total / count
 
@@ -129,8 +128,7 @@ def test_least_squares_help_the_tower(seen, monkeypatch) -> None:
     assert error(made) < error(blind)
 
 
-@pytest.mark.parametrize("target", ["onnx", "jetson"])
-def test_pruned_quantised_and_exported_it_answers_the_same(small_checkpoint, tmp_path, table, target) -> None:
+def test_pruned_quantised_and_exported_it_answers_the_same(small_checkpoint, tmp_path, table) -> None:
     """Prune, quantise, export: the bundle's own gate compares it with the checkpoint on real ECGs."""
     made = commands.prune(
         str(small_checkpoint), tmp_path / "pruned", tokens=90, layers=1, mlp=32, kv_heads=1, tower=0.5,
@@ -139,7 +137,7 @@ def test_pruned_quantised_and_exported_it_answers_the_same(small_checkpoint, tmp
     assert made["parameters"][1] < made["parameters"][0]
     assert made["prefill"][1] == {"visual_tokens": 90, "flops": pytest.approx(made["prefill"][1]["flops"])}
     commands.quantize(str(tmp_path / "pruned"), tmp_path / "int8", 8, method="rtn", accept_loss=True)
-    bundle = commands.export(target, str(tmp_path / "int8"), output=tmp_path / "bundle")
+    bundle = commands.export("jetson", str(tmp_path / "int8"), output=tmp_path / "bundle")
     assert bundle["parity"]["label_flips"] == 0
     session, reference = load(tmp_path / "bundle"), load(tmp_path / "int8")
     narrow = np.asarray(open_image(PAGE))[:300]  # a page with four tiles: as many tokens all the same
@@ -152,11 +150,15 @@ def test_pruned_quantised_and_exported_it_answers_the_same(small_checkpoint, tmp
     assert card["metrics"][-1]["accepted"] == ["not measured"]
 
 
-def test_healing_resumes_after_a_kill_and_ends_in_the_same_weights(small_checkpoint, tmp_path, table) -> None:
+def test_healing_resumes_after_a_kill_and_ends_in_the_same_weights(
+    small_checkpoint, tmp_path, table, monkeypatch
+) -> None:
+    monkeypatch.setattr("pulse_edge.compress.lessons.SHARD", 4)
+
     def prune(output: Path, **more: Any) -> Any:
         return commands.prune(
             str(small_checkpoint), output, tokens=60, layers=1, calibration=str(table), calibration_size=2,
-            heal=table, heal_pages=16, heal_steps=3, accept_loss=True, **more,
+            heal=table, heal_pages=4, heal_steps=3, accept_loss=True, **more,
         )  # fmt: skip
 
     made = prune(tmp_path / "whole")
