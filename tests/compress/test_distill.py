@@ -88,7 +88,7 @@ def test_lessons_are_the_same_again_and_grow(small_checkpoint, table, tmp_path, 
     assert (more.shards, lessons.shards) == (2, 1)
     assert more.journal.part(0).read_bytes() == lessons.journal.part(0).read_bytes()
     told: list[int] = []
-    Lessons(tmp_path / "more", Plan(table, 8), small_checkpoint, model, lambda done, total: told.append(done))
+    Lessons(tmp_path / "more", Plan(table, 8), small_checkpoint, model, lambda done, _: told.append(done))
     assert told == [8]  # the second file is whole already
     with pytest.raises(UserError, match="other settings"):
         Lessons(tmp_path / "more", Plan(table, 6, seed=1), small_checkpoint, model)
