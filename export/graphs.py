@@ -28,10 +28,14 @@ class VisionGraph(nn.Module):
     Args:
         model: the whole PULSE; it is copied, not changed.
         half: compute in float16, layer norms excepted.
+        rank: type in which visual tokens are ranked, see ``model.ink.kept_tokens``.
     """
 
-    def __init__(self, model: PulseForConditionalGeneration, half: bool) -> None:
+    def __init__(
+        self, model: PulseForConditionalGeneration, half: bool, rank: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
+        self.rank = rank
         config = model.config
         self.layer = config.vision_feature_layer
         self.skip = 1 if config.vision_feature_select_strategy == "default" else 0
@@ -48,7 +52,7 @@ class VisionGraph(nn.Module):
         hidden = self.tower(pixel_values.to(self.dtype), output_hidden_states=True).hidden_states
         features = hidden[self.layer][:, self.skip :]
         if self.keep is not None:
-            index = kept_tokens(pixel_values, features.shape[1], self.keep, self.keep_by)
+            index = kept_tokens(pixel_values, features.shape[1], self.keep, self.keep_by, self.rank)
             rows = features.reshape(-1, features.shape[-1]).index_select(0, index)
             features = rows.reshape(MAX_TILES, self.keep // MAX_TILES, features.shape[-1])
         projected: Tensor = self.projector(features).float()

@@ -1,4 +1,4 @@
-"""Which visual tokens a pruned model keeps: those that show trace (``ink``), or every so manieth (``uniform``).
+"""Which visual tokens a pruned model keeps: those that show trace (``ink``), or a regular choice (``uniform``).
 
 Ink is counted in each token's patch: pixels that are darker, in the red channel, than the lightest around
 them. A red or pink grid is as light there as paper, the shade of a photo changes slowly, and what is black
@@ -22,15 +22,16 @@ BLACK: Final = (10.5 / 255 - IMAGE_MEAN[0]) / IMAGE_STD[0]
 CLOSING: Final = 5  # pixels; no trace is as wide, padding is
 
 
-def ink(pixels: Tensor, tokens: int) -> Tensor:
+def ink(pixels: Tensor, tokens: int, kind: torch.dtype = torch.float32) -> Tensor:
     """Count the pixels of ink in every patch.
 
     Args:
         pixels: normalised tiles, float [n, 3, I, I].
         tokens: of a tile, a square number.
+        kind: to count in.
 
     Returns:
-        float32 [n * tokens], whole numbers, tile by tile and row by row.
+        [n * tokens] of that type, whole numbers, tile by tile and row by row.
     """
     side = math.isqrt(tokens)
     red = pixels[:, :1].float()
@@ -39,7 +40,7 @@ def ink(pixels: Tensor, tokens: int) -> Tensor:
     closed = -nn.functional.max_pool2d(-around, CLOSING, 1, CLOSING // 2)
     dark = (paper - red > DARKER).float() * (closed > BLACK).float()
     patch = exact_div(pixels.shape[-1], side)
-    return dark.reshape(-1, side, patch, side, patch).sum((2, 4)).reshape(-1)
+    return dark.reshape(-1, side, patch, side, patch).to(kind).sum((2, 4), dtype=kind).reshape(-1)
 
 
 def uniform(count: int, keep: int) -> list[int]:
@@ -49,7 +50,7 @@ def uniform(count: int, keep: int) -> list[int]:
     return [(2 * k * (count - 1) + keep - 1) // (2 * (keep - 1)) for k in range(keep)]
 
 
-def kept_tokens(pixels: Tensor, tokens: int, keep: int, by: str) -> Tensor:
+def kept_tokens(pixels: Tensor, tokens: int, keep: int, by: str, kind: torch.dtype = torch.float32) -> Tensor:
     """Return which tokens of a page are kept, int64 [keep], in the order of the page.
 
     Args:
@@ -57,11 +58,12 @@ def kept_tokens(pixels: Tensor, tokens: int, keep: int, by: str) -> Tensor:
         tokens: of a tile.
         keep: how many of all of them.
         by: of ``merge.KEEP_BY``; of tokens with equal ink the first are kept.
+        kind: to rank in: float32, which TensorRT sorts, or int32, which Core ML does not make half of.
     """
     if by == "uniform":
         return torch.tensor(uniform(len(pixels) * tokens, keep), device=pixels.device)
-    found = ink(pixels, tokens)
-    last = len(found) - 1
-    rank = found * (last + 1) + torch.arange(last, -1, -1, device=found.device)  # below 2^24: exact
-    chosen = torch.topk(rank, keep).indices
-    return torch.topk(chosen.float(), keep, largest=False).values.long()
+    found = ink(pixels, tokens, kind)
+    count = len(pixels) * tokens
+    later = torch.arange(count - 1, -1, -1, device=found.device, dtype=kind)
+    chosen = torch.topk(found * count + later, keep).indices  # below 2^24: exact in float32 too
+    return torch.topk(chosen.to(kind), keep, largest=False).values.long()
