@@ -1,4 +1,4 @@
-"""Which visual tokens a pruned model keeps: those that show trace (``ink``), or a regular choice (``uniform``).
+"""Which visual tokens a pruned model keeps: by ``ink``, those that show trace, or ``uniform``, evenly spaced.
 
 Ink is counted in each token's patch: pixels that are darker, in the red channel, than the lightest around
 them. A red or pink grid is as light there as paper, the shade of a photo changes slowly, and what is black
