@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pulse_edge.cli import (  # noqa: F401 - each registers itself
+    bench,
     build,
     bundle,
+    calibrate,
     capture,
     doctor,
     evaluate,

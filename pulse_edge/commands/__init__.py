@@ -5,6 +5,7 @@ Each stands in a module of its own, and everything heavy is imported inside the 
 
 from __future__ import annotations
 
+from pulse_edge.commands._bench import bench
 from pulse_edge.commands._build import build
 from pulse_edge.commands._bundle import (
     bundle_diff,
@@ -14,6 +15,7 @@ from pulse_edge.commands._bundle import (
     bundle_rollback,
     bundle_sign,
 )
+from pulse_edge.commands._calibrate import calibrate
 from pulse_edge.commands._capture import capture
 from pulse_edge.commands._doctor import doctor
 from pulse_edge.commands._evaluate import evaluate
@@ -26,6 +28,7 @@ from pulse_edge.commands._train import train
 from pulse_edge.commands._verify import verify
 
 __all__ = [
+    "bench",
     "build",
     "bundle_diff",
     "bundle_install",
@@ -33,6 +36,7 @@ __all__ = [
     "bundle_kit",
     "bundle_rollback",
     "bundle_sign",
+    "calibrate",
     "capture",
     "doctor",
     "evaluate",

@@ -19,7 +19,9 @@ PUBLIC = {
     "load": "(path",
 }
 VERBS = [
+    "bench",
     "build",
+    "calibrate",
     "capture",
     "doctor",
     "eval",
