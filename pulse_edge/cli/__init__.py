@@ -14,6 +14,7 @@ from pulse_edge.cli import (  # noqa: F401 - each registers itself
     plan,
     quantize,
     run,
+    serve,
     train,
     verify,
 )

@@ -23,6 +23,7 @@ from pulse_edge.commands._export import export
 from pulse_edge.commands._plan import plan
 from pulse_edge.commands._quantize import quantize
 from pulse_edge.commands._run import run
+from pulse_edge.commands._serve import serve
 from pulse_edge.commands._train import train
 from pulse_edge.commands._verify import verify
 
@@ -43,6 +44,7 @@ __all__ = [
     "plan",
     "quantize",
     "run",
+    "serve",
     "train",
     "verify",
 ]

@@ -29,6 +29,7 @@ VERBS = [
     "plan",
     "quantize",
     "run",
+    "serve",
     "train",
     "verify",
 ]
