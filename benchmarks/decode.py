@@ -1,6 +1,6 @@
 """How fast a bundle reads a page and answers on this CPU, beside other runtimes with the same weights.
 
-    python benchmarks/decode.py [--shapes mini 0.5b 1.1b] [--work DIR] [--rounds 3] [--new 32] [--peers DIR]
+    python benchmarks/decode.py [--shapes mini 0.5b 1.1b] [--work DIR] [--runtimes NAME …]
 
 Weights are random (benchmarks/make_checkpoint.py), so answers mean nothing; what each runtime computes is
 compared all the same, by the logits behind 16 tokens with those of PyTorch in float32. Each runtime is a
@@ -192,7 +192,7 @@ def measure(name: str, runners: list[Runner], peers: Path, rounds: int, new: int
     for runner in runners:
         runner.stop()
     known = {runner.name: runner.ready.get("logits") for runner in runners}
-    return [row(runner, known["transformers fp32"]) for runner in runners]
+    return [row(runner, known.get("transformers fp32")) for runner in runners]
 
 
 def row(runner: Runner, reference: list[float] | None) -> dict[str, Any]:
@@ -245,6 +245,8 @@ def main() -> None:
     """Measure and write benchmarks/results/decode.json."""
     parser = argparse.ArgumentParser(description="Decoding speed beside other runtimes.")
     parser.add_argument("--shapes", nargs="+", choices=sorted(SHAPES), default=list(SHAPES))
+    names = ["ours", "ours fp32", *PEERS]
+    parser.add_argument("--runtimes", nargs="+", choices=names, default=names)
     parser.add_argument("--work", type=Path, default=Path("decode-work"))
     parser.add_argument("--peers", type=Path, default=Path("decode-peers"))
     parser.add_argument("--rounds", type=int, default=3)
@@ -263,6 +265,7 @@ def main() -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for name in args.shapes:
         runners = prepare(name, args.work, args.peers.absolute())
+        runners = [runner for runner in runners if runner.name in args.runtimes]
         speeds = json.loads(subprocess.check_output(probe, env=environment))
         rows = measure(name, runners, args.peers.absolute(), args.rounds, args.new)
         limit = max(speeds.values())
