@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pulse_edge.cli import (  # noqa: F401 - each registers itself
+    bench,
     build,
     bundle,
+    calibrate,
     capture,
     distill,
     doctor,
@@ -14,6 +16,7 @@ from pulse_edge.cli import (  # noqa: F401 - each registers itself
     prune,
     quantize,
     run,
+    serve,
     train,
     verify,
 )

@@ -19,7 +19,9 @@ PUBLIC = {
     "load": "(path",
 }
 VERBS = [
+    "bench",
     "build",
+    "calibrate",
     "capture",
     "distill",
     "doctor",
@@ -29,6 +31,7 @@ VERBS = [
     "prune",
     "quantize",
     "run",
+    "serve",
     "train",
     "verify",
 ]
