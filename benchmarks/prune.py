@@ -56,6 +56,9 @@ CUTS: tuple[dict[str, Any], ...] = (
     {"mlp": 256},
     {"kv_heads": 1},
     {"tower": 0.5},
+    {"layers": 3, "mlp": 256},
+    {"layers": 3, "mlp": 256, "kv_heads": 1},
+    {"tokens": 150, "keep_by": "uniform", "layers": 3, "mlp": 320},
     {"tokens": 90, "keep_by": "uniform", "layers": 3, "mlp": 384, "tower": 0.75},
 )
 

@@ -70,8 +70,6 @@ def prune(
     from pulse_edge.commands._judged import judged
     from pulse_edge.compress import prune_checkpoint
     from pulse_edge.model.checkpoint import resolve_model
-    from pulse_edge.roofline import prompt_flops
-    from pulse_edge.shape import read_shape
 
     source = resolve_model(checkpoint)
     output = Path(output) if output is not None else Path(f"{source.resolve().name}-pruned")
@@ -86,21 +84,22 @@ def prune(
     gate = judged("pruned", source, records, split, limit, KEPT, FLIPS, remedy, accept_loss, tick)
     healing = {"lessons": heal, "pages": heal_pages, "steps": heal_steps}
     result = prune_checkpoint(source, output, cut, calibration, calibration_size, seed, healing, gate, tick)
-    before, after = read_shape(source), read_shape(output)
     return {
         "checkpoint": str(output),
         "bytes": sum(path.stat().st_size for path in output.iterdir()),
         "parameters": result["parameters"],
-        "prefill": [_prefill(shape, prompt_flops) for shape in (before, after)],
+        "prefill": [_prefill(folder) for folder in (source, output)],
         "pruning": result["pruning"],
         "gate": result["metrics"][-1],
         "seconds": time.perf_counter() - start,
     }
 
 
-def _prefill(shape: Any, flops: Callable[[Any, int], float]) -> dict[str, float]:
+def _prefill(checkpoint: Path) -> dict[str, float]:
     """What reading a page and a question takes: visual tokens, and operations of the decoder."""
     from pulse_edge.fit import Setup
+    from pulse_edge.roofline import prompt_flops
+    from pulse_edge.shape import read_shape
 
-    setup = Setup()
-    return {"visual_tokens": setup.visual(shape), "flops": flops(shape, setup.prompt(shape))}
+    shape, setup = read_shape(checkpoint), Setup()
+    return {"visual_tokens": setup.visual(shape), "flops": prompt_flops(shape, setup.prompt(shape))}

@@ -120,7 +120,8 @@ def test_what_a_graph_has_chosen_is_kept_whole() -> None:
 
 
 def test_wrong_settings_are_refused(pruned) -> None:
-    for fields in ({"keep_tokens": 63}, {"keep_tokens": "60"}, {"keep_by": "luck"}, {"merge": "spatial_unpad"}):
+    wrong = {"keep_tokens": 63}, {"keep_tokens": "60"}, {"keep_by": "luck"}, {"merge": "spatial_unpad"}
+    for fields in wrong:
         change(pruned, **{"keep_tokens": 60, "keep_by": "ink", "merge": "flat", **fields})
         with pytest.raises(CheckpointError, match="keep"):
             load_model(pruned)
