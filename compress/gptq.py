@@ -58,19 +58,21 @@ def quantize(weight: Tensor, gram: Tensor | None, form: Form) -> QuantizedWeight
 
 def _inverse_factor(gram: Tensor) -> Tensor:
     """Return the upper Cholesky factor of the damped matrix's inverse, float32 [K, K]."""
-    moments = gram.clone()
-    diagonal = moments.diagonal()
-    diagonal[diagonal == 0] = 1.0  # an input that is always 0: whatever its weight is rounded to
-    damp = DAMP * float(diagonal.mean())
-    for _ in range(_TRIES):
-        diagonal += damp
+    mean = float(gram.diagonal().mean())
+    for attempt in range(_TRIES):
+        moments = gram.clone()
+        diagonal = moments.diagonal()
+        diagonal[diagonal == 0] = mean or 1.0  # an input that is always 0: whatever its weight is rounded to
+        diagonal += DAMP * mean * 10**attempt
         root, failed = torch.linalg.cholesky_ex(moments)
+        if failed:
+            continue
+        del moments, diagonal  # of a wide layer, each of these is half a gigabyte
+        inverse = torch.cholesky_inverse(root)
+        del root
+        factor, failed = torch.linalg.cholesky_ex(inverse, upper=True)
         if not failed:
-            inverse = torch.cholesky_inverse(root)
-            factor, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-            if not failed:
-                return factor
-        damp *= 10
+            return factor
     raise PulseEdgeError(
         "The calibration inputs of a layer are degenerate, and GPTQ cannot use them. "
         "Calibrate on more records (--calibration-size), or use --method clip."
