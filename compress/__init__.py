@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pulse_edge.errors import MissingExtraError, UserError
+
+if TYPE_CHECKING:
+    from pulse_edge.compress.form import Form
 
 
 def quantize_checkpoint(
@@ -22,6 +25,9 @@ def quantize_checkpoint(
     force_text: bool,
     gate: Callable[[Path], dict[str, Any]],
     tick: Callable[[str, int, int], None] = lambda what, done, total: None,
+    forms: Mapping[str, Form | None] | None = None,
+    embedding: int = 16,
+    head: int = 16,
 ) -> dict[str, Any]:
     """Quantise a checkpoint's decoder; see ``quantize.write_quantized``.
 
@@ -36,5 +42,19 @@ def quantize_checkpoint(
         from pulse_edge.compress.quantize import Settings, write_quantized
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "torch", "compress") from error
-    settings = Settings(Form(bits, group, symmetric), method, calibration, size, seed, force_text)
+    settings = Settings(Form(bits, group, symmetric), method, calibration, size, seed, force_text, forms or {}, embedding, head)
     return write_quantized(checkpoint, output, settings, gate, tick)
+
+
+def read_plan(path: Path) -> tuple[dict[str, Form | None], dict[str, str]]:
+    """Read a plan; see ``plan.read_plan``.
+
+    Raises:
+        MissingExtraError: torch is not installed.
+        UserError: the file is not a plan.
+    """
+    try:
+        from pulse_edge.compress.plan import read_plan as read
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "torch", "compress") from error
+    return read(path)
