@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from pulse_edge.errors import MissingExtraError, UserError
 
 if TYPE_CHECKING:
     from pulse_edge.compress.form import Form
+    from pulse_edge.evaluate.gate import Budget
 
 
 def quantize_checkpoint(
@@ -42,7 +43,17 @@ def quantize_checkpoint(
         from pulse_edge.compress.quantize import Settings, write_quantized
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "torch", "compress") from error
-    settings = Settings(Form(bits, group, symmetric), method, calibration, size, seed, force_text, forms or {}, embedding, head)
+    settings = Settings(
+        Form(bits, group, symmetric),
+        method,
+        calibration,
+        size,
+        seed,
+        force_text,
+        forms or {},
+        embedding,
+        head,
+    )
     return write_quantized(checkpoint, output, settings, gate, tick)
 
 
@@ -58,3 +69,65 @@ def read_plan(path: Path) -> tuple[dict[str, Form | None], dict[str, str]]:
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "torch", "compress") from error
     return read(path)
+
+
+def search_plan(
+    checkpoint: Path,
+    plan: Path,
+    bits: Sequence[int],
+    group: int,
+    device: str | None,
+    method: str,
+    calibration: Path | str | None,
+    size: int | None,
+    seed: int | None,
+    records: Path,
+    limit: int | None,
+    budget: Budget,
+    tick: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> dict[str, Any]:
+    """Search a form for every layer and draw the front; see ``search.search``.
+
+    Args:
+        checkpoint: its folder.
+        plan: file to write; the picture is called likewise.
+        bits: that a layer may take, of 4, 8 and 16.
+        group: of 4 bits.
+        device: whose time of a token is made least; None for the size.
+        method: of rounding.
+        calibration: set to calibrate on, with ``size`` pages and ``seed``.
+        size: see there.
+        seed: see there.
+        records: labels.csv.
+        limit: at most so many of its validation records.
+        budget: that the mixture may cost.
+        tick: called with the name of the stage, and parts done and in all.
+
+    Raises:
+        BudgetError: no mixture is within the budget.
+        MissingExtraError: torch, transformers or safetensors are not installed.
+        UserError: settings that cannot be used.
+    """
+    try:
+        from pulse_edge.compress.chart import draw_front
+        from pulse_edge.compress.cost import bytes_of, picoseconds_on
+        from pulse_edge.compress.form import Form
+        from pulse_edge.compress.mixture import Quest
+        from pulse_edge.compress.quantize import Settings
+        from pulse_edge.compress.search import search
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "torch", "compress") from error
+    forms = {4: Form(4, group), 8: Form(8, None), 16: None}
+    quest = Quest(
+        Settings(forms[4] or Form(), method, calibration, size, seed),
+        tuple(forms[b] for b in bits),
+        records,
+        limit,
+        budget,
+        bytes_of if device is None else picoseconds_on(device),
+        "bytes" if device is None else "picoseconds",
+    )
+    found = search(checkpoint, plan, quest, tick)
+    picture = plan.with_suffix(".png")
+    draw_front(picture, found)
+    return {**found, "picture": str(picture)}

@@ -70,6 +70,7 @@ def _inverse_factor(gram: Tensor) -> Tensor:
         del moments, diagonal  # of a wide layer, each of these is half a gigabyte
         inverse = torch.cholesky_inverse(root)
         del root
+        factor: Tensor
         factor, failed = torch.linalg.cholesky_ex(inverse, upper=True)
         if not failed:
             return factor

@@ -1,4 +1,4 @@
-"""A plan: which form of integers every layer of one checkpoint takes. `search` writes it, `quantize` reads it."""
+"""A plan: the form of integers that every layer of one checkpoint takes, from `search` to `quantize`."""
 
 from __future__ import annotations
 
@@ -40,8 +40,12 @@ def read_plan(path: Path) -> tuple[dict[str, Form | None], dict[str, str]]:
     try:
         raw = json.loads(path.read_text("utf-8"))
         if raw["schema"] != SCHEMA:
-            raise UserError(f"{path} has schema {raw['schema']!r}; this pulse-edge reads {SCHEMA}. Update it.")
-        forms = {str(name): None if text == FLOAT else Form.parse(text) for name, text in raw["forms"].items()}
+            raise UserError(
+                f"{path} has schema {raw['schema']!r}; this pulse-edge reads {SCHEMA}. Update it."
+            )
+        forms = {
+            str(name): None if text == FLOAT else Form.parse(text) for name, text in raw["forms"].items()
+        }
         return forms, {str(name): str(digest) for name, digest in raw["weights"].items()}
     except OSError as error:
         raise UserError(

@@ -129,20 +129,18 @@ def write_quantized(
 def _usable(pieces: Pieces, settings: Settings, calibrated: bool) -> None:
     """Refuse settings that do not go with a checkpoint or each other."""
     if pieces.shards.forms:
-        raise UserError(
-            f"{pieces.folder} is quantised already. Quantise the checkpoint that it came from."
-        )
+        raise UserError(f"{pieces.folder} is quantised already. Quantise the checkpoint that it came from.")
     if calibrated and settings.calibration is None:
         raise UserError(
             f"--method {settings.method} needs ECGs to calibrate on. Add --calibration LABELS_CSV, or use "
             "--method rtn, which needs none."
         )
     if pieces.model.config.tie_word_embeddings and settings.embedding != settings.head:
-        raise UserError(
-            f"The head of {pieces.folder} is its embedding table. Give --embedding and --lm-head the same bits."
-        )
+        raise UserError(f"The head of {pieces.folder} is its embedding table. Give both the same bits.")
     known = {
-        f"layers.{k}.{name.removesuffix('.weight')}" for k in range(pieces.layers) for name in pieces.inside(k)
+        f"layers.{k}.{name.removesuffix('.weight')}"
+        for k in range(pieces.layers)
+        for name in pieces.inside(k)
     }
     for name in settings.forms:
         if name not in known:
@@ -158,9 +156,7 @@ def _calibration(
     return build(recipe, settings.force_text, lambda done, total: tick("calibration pages", done, total))
 
 
-def _layers(
-    pieces: Pieces, journal: Journal, settings: Settings, prompts: list[Prompt], tick: Tick
-) -> None:
+def _layers(pieces: Pieces, journal: Journal, settings: Settings, prompts: list[Prompt], tick: Tick) -> None:
     """Round every layer that is not done yet, each on what the rounded ones before it make of the prompts."""
     method = find_method(settings.method)
     count, dtype = pieces.layers, pieces.dtype
@@ -169,7 +165,7 @@ def _layers(
     if prompts and first < count:
         kept = journal.hidden(first)
         # The first layer's inputs are made anew; a later layer's were kept when the one before was done.
-        hidden = list(enter(pieces, _encoded(pieces, prompts))) if kept is None else kept
+        hidden = list(enter(pieces, encoded(pieces, prompts))) if kept is None else kept
     for k in range(first, count):
         tick("layers", k, count)
         layer = pieces.layer(k)
@@ -228,7 +224,8 @@ def _round_table(pieces: Pieces, name: str) -> QuantizedWeight:
     )
 
 
-def _encoded(pieces: Pieces, prompts: list[Prompt]) -> list[tuple[list[int], Tensor, tuple[int, int]]]:
+def encoded(pieces: Pieces, prompts: list[Prompt]) -> list[tuple[list[int], Tensor, tuple[int, int]]]:
+    """Return what ``walk.enter`` takes of prompts: token ids, pixel values, size of the picture."""
     tokenizer = Tokenizer.from_folder(pieces.folder)
     context = pieces.model.config.text_config.max_position_embeddings
     encoded = []

@@ -25,7 +25,7 @@ def round_layer(
     method: Method,
     form: Callable[[str], Form | None],
 ) -> tuple[dict[str, QuantizedWeight], list[str]]:
-    """Round the linear layers of a decoder layer; with data, their weights become what the integers stand for.
+    """Round the linear layers of a decoder layer; with data, they then hold what the integers stand for.
 
     Args:
         layer: float32; changed in place.
@@ -113,9 +113,7 @@ def advance(model: PulseForConditionalGeneration, layer: nn.Module, hidden: list
 
 
 @torch.no_grad()
-def enter(
-    pieces: Pieces, prompts: list[tuple[list[int], Tensor, tuple[int, int]]]
-) -> Iterator[Tensor]:
+def enter(pieces: Pieces, prompts: list[tuple[list[int], Tensor, tuple[int, int]]]) -> Iterator[Tensor]:
     """Yield what enters the first layer for every prompt, float32 [1, L, H].
 
     Args:

@@ -12,6 +12,7 @@ from pulse_edge.cli import (  # noqa: F401 - each registers itself
     plan,
     quantize,
     run,
+    search,
     train,
     verify,
 )

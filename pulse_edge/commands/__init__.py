@@ -21,6 +21,7 @@ from pulse_edge.commands._export import export
 from pulse_edge.commands._plan import plan
 from pulse_edge.commands._quantize import quantize
 from pulse_edge.commands._run import run
+from pulse_edge.commands._search import search
 from pulse_edge.commands._train import train
 from pulse_edge.commands._verify import verify
 
@@ -39,6 +40,7 @@ __all__ = [
     "plan",
     "quantize",
     "run",
+    "search",
     "train",
     "verify",
 ]

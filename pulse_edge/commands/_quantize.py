@@ -11,6 +11,7 @@ from pulse_edge.errors import UserError
 
 if TYPE_CHECKING:
     from pulse_edge.compress.form import Form
+    from pulse_edge.evaluate.gate import Budget
 
 
 def quantize(
@@ -78,7 +79,7 @@ def quantize(
             "add --accept-loss, which is recorded."
         )
     start = time.perf_counter()
-    chosen = group if group is not None or bits == 8 else _group(source)
+    chosen = group if group is not None or bits == 8 else usual_group(source)
     result = quantize_checkpoint(
         source, output, bits, chosen, not asymmetric, method, calibration, calibration_size, seed, force_text,
         gate_of(source, bits, records, split, limit, accept_loss, tick), tick, forms, embedding, lm_head,
@@ -92,7 +93,7 @@ def quantize(
     }
 
 
-def _group(checkpoint: Path) -> int:
+def usual_group(checkpoint: Path) -> int:
     """Return the larger of 128 and 64 that divides the decoder's widths, 64 if neither does."""
     from pulse_edge.model.weights import read_json
 
@@ -110,7 +111,7 @@ def _forms(plan: Path, source: Path) -> dict[str, Form | None]:
     found, weights = read_plan(plan)
     if weights != {path.name: sha256_file(path) for path in sorted(source.glob("*.safetensors"))}:
         raise UserError(
-            f"{plan} was made for other weights than those of {source}. Search again: pulse-edge search {source}"
+            f"{plan} was made for other weights than those of {source}. Make one: pulse-edge search {source}"
         )
     return found
 
@@ -123,8 +124,10 @@ def gate_of(
     limit: int | None,
     accept_loss: bool,
     tick: Callable[[str, int, int], None],
+    budget: Budget | None = None,
 ) -> Callable[[Path], dict[str, Any]]:
-    """Return what scores the finished checkpoint beside the one that it came from."""
+    """Return what scores the finished checkpoint beside the one that it came from; the budget is that of
+    the bits unless another is given."""
     stage = f"int{bits}"
     if records is None:
         return lambda folder: {"stage": stage, "set": None, "passed": False, "accepted": ["not measured"]}
@@ -143,7 +146,9 @@ def gate_of(
         from pulse_edge.evaluate.gate import BUDGETS
         from pulse_edge.runtimes.load import load
 
-        trial = Trial(stage, source, folder, Path(records), split, limit, BUDGETS[bits], accept_loss)
+        trial = Trial(
+            stage, source, folder, Path(records), split, limit, budget or BUDGETS[bits], accept_loss
+        )
         return certify(trial, load, tick)
 
     return measure

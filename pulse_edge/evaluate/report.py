@@ -85,23 +85,27 @@ def _verdict(row: Mapping[str, Any]) -> str:
     budget = row["budget"]
     return (
         f'<p class="verdict{"" if row["passed"] else " broken"}"><b>{escape(said)}</b> '
-        f"Loss of macro AUROC {escape(cost)}, {budget['auroc']} allowed; {row['flip_share']:.2%} of the labels "
-        f"flipped, {budget['flips']:.2%} allowed. {row['n']} ECGs of {row['patients']} patients, "
+        f"Loss of macro AUROC {escape(cost)}, {budget['auroc']} allowed; {row['flip_share']:.2%} of the "
+        f"labels flipped, {budget['flips']:.2%} allowed. {row['n']} ECGs of {row['patients']} patients, "
         f"{escape(row['set'])}.</p>"
     )
 
 
 def _chain(rows: Iterable[Mapping[str, Any]]) -> str:
-    body = []
+    body: list[list[Cell]] = []
     for row in rows:
         macro = (row.get("auroc") or {}).get("macro")
         verdict = {True: "passed", False: "; ".join(row.get("accepted", ())), None: ""}[row.get("passed")]
         loss, interval = row.get("loss"), row.get("loss_interval")
         within = f"{interval[0]:+.4f} to {interval[1]:+.4f}" if interval else ""
-        body.append([row.get("stage", ""), row.get("set") or "not measured", row.get("n"), macro, loss, within,
-                     row.get("flip_share"), verdict])  # fmt: skip
+        body.append(
+            [row.get("stage", ""), row.get("set") or "not measured", row.get("n"), macro, loss, within,
+             row.get("flip_share"), verdict]
+        )  # fmt: skip
     heads = ("stage", "measured on", "ECGs", "macro AUROC", "loss", "95 % interval", "labels flipped", "gate")
-    return _section("Accuracy chain", _table("chain", heads, body, ("", "", "d", ".4f", "+.4f", "", ".2%", "")))
+    return _section(
+        "Accuracy chain", _table("chain", heads, body, ("", "", "d", ".4f", "+.4f", "", ".2%", ""))
+    )
 
 
 def _sizes(folder: Path, parent: Path) -> str:
@@ -119,7 +123,10 @@ def _sizes(folder: Path, parent: Path) -> str:
             extrapolated |= bool(found["extrapolated"])
             cells += [found["decode"], found["report"], found["fits"]]
         body.append(cells)
-    heads = ("", *(f"{what}, {when}" for when in ("before", "after") for what in ("tokens/s", "report s", "fits")))
+    heads = (
+        "",
+        *(f"{what}, {when}" for when in ("before", "after") for what in ("tokens/s", "report s", "fits")),
+    )
     note = "Estimates of the roofline model (docs/plan.md), not measurements"
     note += "; this model is far smaller than any that they were fitted to." if extrapolated else "."
     return _section(
@@ -194,10 +201,12 @@ def _blank(row: Mapping[str, Any]) -> str:
     before, after = row["blank_image"]["before"], row["blank_image"]["after"]
     body: list[list[Cell]] = [[name, before[name], after[name]] for name in before]
     note = (
-        '<p class="note">Probabilities on paper without a trace. They are the same for every patient, so that '
+        '<p class="note">Probabilities on paper without a trace: the same for every patient, so that '
         "their AUROC is 0.5: what a diagnosis scores above it comes from the picture.</p>"
     )
-    return _section("Blank paper", _table("blank", ("diagnosis", "before", "after"), body, ("", ".4f", ".4f")), note)
+    return _section(
+        "Blank paper", _table("blank", ("diagnosis", "before", "after"), body, ("", ".4f", ".4f")), note
+    )
 
 
 def _worst(row: Mapping[str, Any], pages: Sequence[NDArray[np.uint8]]) -> str:
@@ -206,7 +215,9 @@ def _worst(row: Mapping[str, Any], pages: Sequence[NDArray[np.uint8]]) -> str:
         truth = ", ".join(page["truth"]) or "none of the labels"
         parts.append(f"<h3>{escape(page['record'])}</h3><p>Annotated: {escape(truth)}</p>")
         parts.append(f'<img alt="{escape(page["record"])}" src="data:image/jpeg;base64,{_jpeg(image)}">')
-        body: list[list[Cell]] = [[name, page["before"][name], page["after"][name]] for name in page["before"]]
+        body: list[list[Cell]] = [
+            [name, page["before"][name], page["after"][name]] for name in page["before"]
+        ]
         parts.append(_table(f"worst-{number}", ("diagnosis", "before", "after"), body, ("", ".4f", ".4f")))
         parts += [
             f'<p id="answer-{number}-{when}"><b>{when}:</b> {escape(answer)}</p>'

@@ -64,7 +64,9 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def quantised(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def quantised(
+    small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("certificate") / "q"
     result = commands.quantize(
         str(small_checkpoint), folder, 4, 32, method="rtn", records=TABLE, split=None, accept_loss=True
@@ -121,7 +123,7 @@ def test_it_needs_nothing_from_outside(quantised) -> None:
 
 
 def test_what_a_checkpoint_says_cannot_become_markup(quantised, small_checkpoint, tmp_path) -> None:
-    folder, gate = quantised
+    _, gate = quantised
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((small_checkpoint / name).read_bytes())
     (tmp_path / "pulse.json").write_text('{"schema": 1, "name": "<script>alert(1)</script>"}')
@@ -147,7 +149,9 @@ def scored(seed: int, n: int = 300) -> Scored:
     draw = np.random.default_rng(seed)
     truth = draw.random((n, 2)) < (0.3, 0.6)
     score = np.clip(draw.normal(0.4 + 0.2 * truth, 0.2), 0, 1).round(2)  # with ties
-    return Scored(["a", "b"], [str(k) for k in range(n)], [str(k // 2) for k in range(n)], score, truth, {}, 0.0)
+    return Scored(
+        ["a", "b"], [str(k) for k in range(n)], [str(k // 2) for k in range(n)], score, truth, {}, 0.0
+    )
 
 
 def test_intervals_hold_the_area_that_scikit_learn_computes() -> None:

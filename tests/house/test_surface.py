@@ -27,6 +27,7 @@ VERBS = [
     "plan",
     "quantize",
     "run",
+    "search",
     "train",
     "verify",
 ]
