@@ -24,6 +24,7 @@ def load(
     threads: int | None = None,
     require_key: Path | None = None,
     runtime: str | None = None,
+    own: bool = False,
 ) -> Session:
     """Open a model. A Core ML bundle needs an Apple device; `pulse-edge run` plays it through `export`.
 
@@ -36,6 +37,7 @@ def load(
             in ``PULSE_EDGE_REQUIRE_KEY``; a model without a signature is then refused.
         runtime: ``onnx`` or ``tensorrt``; by default TensorRT where the bundle has engines for this
             machine, ONNX Runtime otherwise. The session's ``runtime`` says which, and why.
+        own: the caller has just made it, or is making another of it: no signature is asked for.
 
     Raises:
         BundleError: the bundle is damaged, incomplete, not signed as required or newer than this
@@ -45,7 +47,7 @@ def load(
         UnknownNameError: no such shipped model or runtime.
         MissingExtraError: a checkpoint is to be run without torch.
     """
-    folder, keys = Path(path).expanduser(), required_keys(require_key)
+    folder, keys = Path(path).expanduser(), [] if own else required_keys(require_key)
     if runtime is not None and runtime not in RUNTIMES:
         raise UnknownNameError("runtime", runtime, RUNTIMES)
     if (folder / MANIFEST).is_file() or any(folder.glob("*.onnx")):

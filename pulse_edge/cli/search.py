@@ -53,7 +53,7 @@ def _print(result: dict[str, Any]) -> None:
         table.add_column(head, justify="left" if head == "layers" else "right")
     table.add_column("")
     for row in sorted(result["front"], key=lambda row: row["cost"]):
-        layers = ", ".join(f"{count} {form}" for form, count in row["layers"].items())
+        layers = ", ".join(f"{count} {form.split()[0]}" for form, count in row["layers"].items())
         mark = "chosen" if row["chosen"] else "uniform" if row["uniform"] else ""
         cost = row["cost"] / (1e6 if size else 1e9)
         loss = "" if row["loss"] is None else f"{row['loss']:+.4f}"

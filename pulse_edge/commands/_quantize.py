@@ -65,6 +65,7 @@ def quantize(
         UserError: options that cannot be used, or no records and no ``accept_loss``.
         BudgetError: the accuracy gate was not passed; nothing was kept.
     """
+    from pulse_edge.bundle import disk_errors
     from pulse_edge.compress import quantize_checkpoint
     from pulse_edge.model.checkpoint import resolve_model
 
@@ -80,10 +81,12 @@ def quantize(
         )
     start = time.perf_counter()
     chosen = group if group is not None or bits == 8 else usual_group(source)
-    result = quantize_checkpoint(
-        source, output, bits, chosen, not asymmetric, method, calibration, calibration_size, seed, force_text,
-        gate_of(source, bits, records, split, limit, accept_loss, tick), tick, forms, embedding, lm_head,
-    )  # fmt: skip
+    with disk_errors(output.parent):
+        result = quantize_checkpoint(
+            source, output, bits, chosen, not asymmetric, method, calibration, calibration_size, seed,
+            force_text, gate_of(source, bits, records, split, limit, accept_loss, tick), tick, forms,
+            embedding, lm_head,
+        )  # fmt: skip
     return {
         "checkpoint": str(output),
         "bytes": sum(path.stat().st_size for path in output.iterdir()),
@@ -149,6 +152,6 @@ def gate_of(
         trial = Trial(
             stage, source, folder, Path(records), split, limit, budget or BUDGETS[bits], accept_loss
         )
-        return certify(trial, load, tick)
+        return certify(trial, lambda path: load(path, own=True), tick)
 
     return measure

@@ -57,6 +57,7 @@ def search(
         UserError: options that cannot be used.
         BudgetError: no mixture is within the budget, or the gate was not passed.
     """
+    from pulse_edge.bundle import disk_errors
     from pulse_edge.commands._quantize import gate_of, usual_group
     from pulse_edge.compress import quantize_checkpoint, read_plan, search_plan
     from pulse_edge.evaluate.gate import Budget
@@ -88,10 +89,11 @@ def search(
     forms, _ = read_plan(plan)
     least = min((form.bits for form in forms.values() if form is not None), default=8)
     gate = gate_of(source, least, Path(records), "test", limit, accept_loss, tick, allowed)
-    made = quantize_checkpoint(
-        source, Path(output), least, chosen_group if least == 4 else None, True, method, calibration,
-        calibration_size, seed, False, gate, tick, forms,
-    )  # fmt: skip
+    with disk_errors(Path(output).parent):
+        made = quantize_checkpoint(
+            source, Path(output), least, chosen_group if least == 4 else None, True, method, calibration,
+            calibration_size, seed, False, gate, tick, forms,
+        )  # fmt: skip
     size = sum(path.stat().st_size for path in Path(output).iterdir())
     done = {"checkpoint": str(output), "bytes": size, "quantization": made["quantization"]}
     return {**found, "quantized": {**done, "gate": made["metrics"][-1]}}

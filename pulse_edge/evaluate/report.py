@@ -181,8 +181,11 @@ def _calibration(row: Mapping[str, Any]) -> str:
         points = [(40 + 240 * p, 260 - 240 * rate, n) for p, rate, n in curves[when]["bins"]]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in points)
         lines.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        lines += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"><title>{when}: {n} answers</title>'
-                  "</circle>" for x, y, n in points]  # fmt: skip
+        lines += [
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}">'
+            f"<title>{when}: {n} answers</title></circle>"
+            for x, y, n in points
+        ]
     frame = (
         '<rect x="40" y="20" width="240" height="240" fill="none" stroke="#bbb"/>'
         '<line x1="40" y1="260" x2="280" y2="20" stroke="#ccc" stroke-dasharray="4"/>'
