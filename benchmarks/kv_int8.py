@@ -121,13 +121,22 @@ def main() -> None:
     for name, make in (("keys a channel, fixed", fixed), ("keys a token, dynamic", IntegerCache)):
         one = session(folder, model, make)
         found = judge(
-            compare(before, score_records(one, options.labels, "test", options.limit)), BUDGET, accept_loss=True
+            compare(before, score_records(one, options.labels, "test", options.limit)),
+            BUDGET,
+            accept_loss=True,
         )
-        same = np.mean([one.ask(page, REPORT_QUESTION, TOKENS) == text for page, text in zip(pages, said, strict=True)])
+        same = np.mean(
+            [one.ask(page, REPORT_QUESTION, TOKENS) == text for page, text in zip(pages, said, strict=True)]
+        )
         rows.append({"name": name, **found, "reports": len(pages), "reports_unchanged": float(same)})
         print(f"{name:24s} loss {found['loss']:+.4f} {found['loss_interval']} flips {found['flip_share']:.2%} "
               f"largest change {found['probability_max_abs']:.4f} reports unchanged {same:.0%}", flush=True)  # fmt: skip
-    report = {"command": "python benchmarks/kv_int8.py", "model": options.model, **describe_machine(), "rows": rows}
+    report = {
+        "command": "python benchmarks/kv_int8.py",
+        "model": options.model,
+        **describe_machine(),
+        "rows": rows,
+    }
     options.output.parent.mkdir(exist_ok=True)
     options.output.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -116,6 +116,7 @@ def write_quantized(
         "kept": [name for k in range(pieces.layers) for name in journal.facts(k)["kept"]],
         "forms": forms,
         **tables,
+        "tied": bool(pieces.model.config.tie_word_embeddings),
     }
     card = _card(checkpoint, weights, summary)
     with atomic_folder(output) as work:

@@ -69,6 +69,10 @@ def bundle_fields(
     """
     labels, scoring = label_set(card)
     vision, table = (f"fp{8 * np.dtype(kind).itemsize}" for kind in (how.compute, how.table))
+    held = (card.get("quantization") or {}) if how.given or target == "coreml" else {}
+    whole = target == "jetson"  # whose engines take no table of integers
+    embed = table if whole or held.get("embedding", 16) == 16 else "int8"
+    head = table if held.get("head", 16) == 16 or (whole and held.get("tied")) else "int8"
     return {
         "model": {
             "name": card["name"],
@@ -79,7 +83,7 @@ def bundle_fields(
         },
         "target": target,
         "device": {"profile": device.name, "constraints": device.constraints},
-        "precision": {"vision": vision, "embed": table, "decoder": how.name, "lm_head": table},
+        "precision": {"vision": vision, "embed": embed, "decoder": how.name, "lm_head": head},
         "preprocessing": {
             "tile_size": contract.TILE_SIZE,
             "max_tiles": contract.MAX_TILES,

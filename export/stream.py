@@ -113,7 +113,7 @@ def plan_bundle(folder: Path, source: Source, how: Precision) -> Plan:
     half = how.compute is np.float16
     embed, table = plan_embedding(folder / EMBED, source.weights, how)
     decoder, kept = plan_decoder(
-        folder / "decoder.onnx", source.shape, source.weights, how, None if source.head == HEAD else table
+        folder / "decoder.onnx", source.shape, source.weights, how, () if source.head == HEAD else table
     )
     if source.clip:
         vision = plan_vision(folder / "vision.onnx", ClipShape.read(source.fields), source.weights, half)

@@ -147,7 +147,11 @@ def test_a_plan_is_found_drawn_and_applied(small_checkpoint, table, tmp_path) ->
     shards = Shards(tmp_path / "q")
     for name, form in found["forms"].items():
         stands = shards.form(f"text.{name}.weight")
-        assert (stands and stands.bits) == {"i": int(form[3]), "f": None}[form[0]] if form[0] == "i" else not stands
+        assert (
+            (stands and stands.bits) == {"i": int(form[3]), "f": None}[form[0]]
+            if form[0] == "i"
+            else not stands
+        )
     assert found["forms"]["layers.0.mlp.down_proj"].startswith("int8")
 
 
@@ -240,7 +244,9 @@ def test_what_cannot_be_searched(small_checkpoint, table, tmp_path, options, mat
 def test_search_finishes_with_a_checkpoint(small_checkpoint, table, tmp_path) -> None:
     rows = table.read_text().splitlines()
     tested = [str(k) for k in range(500) if split(str(k)) == "test"]
-    both = rows + [",".join([*row.split(",")[:2], patient]) for row, patient in zip(rows[1:], tested, strict=False)]
+    both = rows + [
+        ",".join([*row.split(",")[:2], patient]) for row, patient in zip(rows[1:], tested, strict=False)
+    ]
     (tmp_path / "labels.csv").write_text("\n".join(both) + "\n")
     found = commands.search(
         str(small_checkpoint), tmp_path / "p.json", tmp_path / "q", tmp_path / "labels.csv", group=32,
@@ -271,7 +277,9 @@ def test_table_and_head_take_8_bits(small_checkpoint, tmp_path, bits) -> None:
     assert torch.all((before - after).abs() <= step * 0.51 + 1e-6)
     assert torch.equal(before, after) == (bits == 16)
     with pytest.raises(UserError, match="--embedding 4"):
-        commands.quantize(str(small_checkpoint), tmp_path / "r", 8, method="rtn", embedding=4, accept_loss=True)
+        commands.quantize(
+            str(small_checkpoint), tmp_path / "r", 8, method="rtn", embedding=4, accept_loss=True
+        )
 
 
 def quantized_shapes(folder: Path) -> list[str]:
