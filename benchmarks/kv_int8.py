@@ -51,7 +51,7 @@ class IntegerCache(DynamicCache):
 
     ranges: Ranges | None = None  # of keys, [1, heads, 1, D] by layer; None for a scale a token
 
-    def update(self, key: torch.Tensor, value: torch.Tensor, layer: int, *rest: Any, **more: Any) -> Any:  # noqa: D102
+    def update(self, key: torch.Tensor, value: torch.Tensor, layer: int, *rest: Any, **more: Any) -> Any:
         largest = self.ranges[layer] if self.ranges is not None else key.abs().amax(-1, keepdim=True)
         key = rounded(key, largest)
         value = rounded(value, value.abs().amax(-1, keepdim=True))
@@ -63,7 +63,7 @@ class Observed(DynamicCache):
 
     largest: Ranges
 
-    def update(self, key: torch.Tensor, value: torch.Tensor, layer: int, *rest: Any, **more: Any) -> Any:  # noqa: D102
+    def update(self, key: torch.Tensor, value: torch.Tensor, layer: int, *rest: Any, **more: Any) -> Any:
         seen = key.abs().amax((0, 2), keepdim=True)
         before = self.largest.get(layer)
         self.largest[layer] = seen if before is None else torch.maximum(before, seen)
