@@ -125,12 +125,14 @@ def main() -> None:
             BUDGET,
             accept_loss=True,
         )
-        same = np.mean(
-            [one.ask(page, REPORT_QUESTION, TOKENS) == text for page, text in zip(pages, said, strict=True)]
-        )
+        answers = [one.ask(page, REPORT_QUESTION, TOKENS) for page in pages]
+        same = np.mean([answer == text for answer, text in zip(answers, said, strict=True)])
         rows.append({"name": name, **found, "reports": len(pages), "reports_unchanged": float(same)})
-        print(f"{name:24s} loss {found['loss']:+.4f} {found['loss_interval']} flips {found['flip_share']:.2%} "
-              f"largest change {found['probability_max_abs']:.4f} reports unchanged {same:.0%}", flush=True)  # fmt: skip
+        print(
+            f"{name:24s} loss {found['loss']:+.4f} {found['loss_interval']} flips {found['flip_share']:.2%} "
+            f"largest change {found['probability_max_abs']:.4f} reports unchanged {same:.0%}",
+            flush=True,
+        )
     report = {
         "command": "python benchmarks/kv_int8.py",
         "model": options.model,

@@ -9,8 +9,8 @@ Each runs in a process of its own; the peak is that of its resident memory (VmHW
 killed with SIGKILL after a few layers and called again, and its bytes must be those of one that was not. The
 calibrated one (GPTQ, ``--pages`` pages of 2,880 visual tokens) is killed and called again likewise; a whole
 walk takes hours on two cores, so it is stopped after ``--layers`` layers and the rest is extrapolated:
-``extrapolated_seconds`` is so much a layer, 32 times. The others read a plain Llama and know no PULSE, so they
-are given the language model alone, of 1.1 billion weights, the largest that they manage in 16 GB. Rows are
+``extrapolated_seconds`` is so much a layer, 32 times. The others read a plain Llama and know no PULSE, so
+they are given the language model alone, of 1.1 billion weights, the largest that they manage here. Rows are
 written as they come; ``--only`` runs some of them and keeps the others of an earlier run.
 """
 
@@ -146,7 +146,7 @@ def calibrated(args: argparse.Namespace) -> dict[str, Any]:
 
     first = run(sys.executable, OURS, given, args.memory, until(1))
     second = run(sys.executable, OURS, given, args.memory, until(args.layers))
-    each = [b - a for a, b in zip(times[1:], times[2:], strict=False)]  # without the resumed run's beginning
+    each = [times[k] - times[k - 1] for k in range(2, len(times))]  # without the resumed run's beginning
     shutil.rmtree(output.with_name(output.name + ".quantizing"), ignore_errors=True)
     return {
         "seconds": first["seconds"] + second["seconds"],

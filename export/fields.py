@@ -129,7 +129,7 @@ def toolchain(tools: Iterable[str]) -> dict[str, str]:
 
 
 def write_companions(folder: Path, checkpoint: Path, card: dict[str, Any]) -> None:
-    """Write what a bundle holds beside its graphs: tokenizer, certificate if there is one, ``LICENCES.txt``."""
+    """Write what a bundle holds beside its graphs: tokenizer, certificate, if any, and ``LICENCES.txt``."""
     for name in ("tokenizer.model", "tokenizer_config.json", contract.REPORT):
         if (checkpoint / name).is_file():
             shutil.copyfile(checkpoint / name, folder / name)

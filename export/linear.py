@@ -58,7 +58,7 @@ def rows(writer: GraphWriter, name: str, weights: Weights, key: str, kind: type[
 def integer_rows(
     writer: GraphWriter, name: str, weights: Weights, key: str, how: Precision
 ) -> tuple[Place, ...]:
-    """Store a table [V, H] of 8 bits as the checkpoint has it; return the places of integers and scales [V]."""
+    """Store a table [V, H] of 8 bits as it is; return the places of its integers and scales [V]."""
     n, k = weights.shape(key)
 
     def fill(sinks: Sequence[Sink]) -> None:

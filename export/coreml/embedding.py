@@ -23,7 +23,8 @@ def convert_embedding(
     """Convert the embedding table [V, H] to a package.
 
     Input: ``input_ids`` int32 [1, S], S from 1 to ``longest``. Output: ``inputs_embeds`` [1, S, H]. The
-    table is not rounded to integers here; those of the checkpoint are taken. It has no state, so a flexible length harms nothing here.
+    table is not rounded to integers here; those of the checkpoint are taken. It has no state, so a flexible
+    length harms nothing here.
 
     Returns:
         The model, for `package.finish`.

@@ -16,6 +16,7 @@ from scipy.special import rel_entr
 
 import pulse_edge
 from pulse_edge import commands
+from pulse_edge.compress import mixture
 from pulse_edge.compress.assign import pareto
 from pulse_edge.compress.cost import bytes_of, picoseconds_on
 from pulse_edge.compress.form import GROUPS, Form
@@ -55,9 +56,9 @@ def test_the_front_is_that_of_trying_everything(seed: int) -> None:
     costs = [[int(c) for c in draw.integers(1, 9, n)] for n in layers]
     harms = [list(draw.random(n)) for n in layers]
     every = [
-        (sum(c[k] for c, k in zip(costs, picks, strict=True)), sum(h[k] for h, k in zip(harms, picks, strict=True)))
+        tuple(sum(row[k] for row, k in zip(table, picks, strict=True)) for table in (costs, harms))
         for picks in itertools.product(*map(range, layers))
-    ]  # fmt: skip
+    ]
     best = {cost: min(h for c, h in every if c <= cost) for cost, _ in every}
     points = pareto(costs, harms)
     for point in points:
@@ -155,7 +156,7 @@ def test_a_plan_is_found_drawn_and_applied(small_checkpoint, table, tmp_path) ->
     assert found["forms"]["layers.0.mlp.down_proj"].startswith("int8")
 
 
-def test_a_budget_decides(small_checkpoint, table, tmp_path) -> None:
+def test_a_budget_decides(small_checkpoint, table, tmp_path, monkeypatch) -> None:
     found = commands.search(
         str(small_checkpoint), tmp_path / "tight.json", records=table, group=32, method="rtn", budget=0.0,
         flips=0.0,
@@ -163,17 +164,9 @@ def test_a_budget_decides(small_checkpoint, table, tmp_path) -> None:
     row = next(row for row in found["front"] if row["chosen"])
     assert row["loss"] <= 0
     assert row["flip_share"] == 0
+    monkeypatch.setattr(mixture, "compare", lambda *_, **__: {"loss": 0.5, "flip_share": 0.0})
     with pytest.raises(BudgetError, match="--choices"):
-        from pulse_edge.compress import mixture
-
-        original = mixture.compare
-        try:
-            mixture.compare = lambda *_, **__: {"loss": 0.5, "flip_share": 0.0}
-            commands.search(
-                str(small_checkpoint), tmp_path / "none.json", records=table, group=32, method="rtn"
-            )
-        finally:
-            mixture.compare = original
+        commands.search(str(small_checkpoint), tmp_path / "none.json", records=table, group=32, method="rtn")
     assert not (tmp_path / "none.json").exists()
 
 

@@ -1,4 +1,4 @@
-"""Tables and heads that a checkpoint holds as 8 bits: every target takes those very integers, or their values."""
+"""Tables and heads that a checkpoint holds as 8 bits: targets take those very integers, or their values."""
 
 from __future__ import annotations
 
