@@ -135,7 +135,7 @@ def _open_checkpoint(path: str | PathLike[str]) -> Session:
 
     folder = resolve_model(str(path))
     labels, scoring = label_set(read_card(folder))
-    model = load_model(folder, "float32")
+    model = load_model(folder, "float32", packed=True)
     from pulse_edge.model.reference import TorchBackend
 
     return Session(TorchBackend(model), Tokenizer.from_folder(folder), labels, scoring, runtime="PyTorch")

@@ -48,7 +48,7 @@ def export_to_folder(
     tokenizer = Tokenizer.from_folder(checkpoint)
     card = read_card(checkpoint)
     report("reading the checkpoint")
-    model = load_model(checkpoint)
+    model = load_model(checkpoint, packed=how.name in ("int8", "int4"))  # its integers are taken below
     shape, source = decoder_shape(model.config.text_config), _source(checkpoint, model, how)
     with atomic_folder(output) as folder:
         report("vision package")

@@ -112,7 +112,7 @@ def _sizes(folder: Path, parent: Path) -> str:
     """Bytes on the disk, and what the roofline says of some devices; see docs/plan.md."""
     sizes = [sum(p.stat().st_size for p in f.glob("*.safetensors")) for f in (parent, folder)]
     shapes = [read_shape(f) for f in (parent, folder)]
-    weights = [["weights, MB", *(size / 1e6 for size in sizes)]]
+    weights: list[list[Cell]] = [["weights, MB", *(size / 1e6 for size in sizes)]]
     weights.append(["parameters, millions", *(shape.parameters / 1e6 for shape in shapes)])
     body, extrapolated = [], False
     for name in DEVICES:
