@@ -12,6 +12,8 @@ from pulse_edge.bundle.manifest import ENGINES
 from pulse_edge.bundle.signature import required_keys
 from pulse_edge.contract import MANIFEST
 from pulse_edge.errors import BundleError, UnknownNameError, UserError
+from pulse_edge.evaluate.answers import Answers, read_answers
+from pulse_edge.evaluate.calibration import Calibration, read_calibration
 from pulse_edge.model.tokenizer import Tokenizer
 from pulse_edge.runtimes.session import Backend, Session
 
@@ -107,9 +109,18 @@ def open_session(
             manifest["scoring"],
             manifest["generation"]["max_new_tokens"],
             how or str(getattr(made, "runtime", "")),
+            *_asking(folder, manifest),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{folder / MANIFEST} lacks a field ({error}). Export the bundle again.") from error
+
+
+def _asking(folder: Path, manifest: dict[str, Any]) -> tuple[Calibration | None, Answers]:
+    try:
+        calibration = read_calibration(manifest.get("calibration"), manifest["labels"])
+        return calibration, read_answers(manifest.get("answers"))
+    except ValueError as error:
+        raise BundleError(f"{folder / MANIFEST} cannot be used: {error}. Export the bundle again.") from error
 
 
 def _choose(
@@ -130,12 +141,22 @@ def _choose(
 
 
 def _open_checkpoint(path: str | PathLike[str]) -> Session:
-    from pulse_edge.evaluate.labels import label_set
+    from pulse_edge.evaluate.labels import card_asking, label_set
     from pulse_edge.model.checkpoint import load_model, read_card, resolve_model
 
     folder = resolve_model(str(path))
-    labels, scoring = label_set(read_card(folder))
+    card = read_card(folder)
+    labels, scoring = label_set(card)
+    calibration, answers = card_asking(card, folder)
     model = load_model(folder, "float32", packed=True)
     from pulse_edge.model.reference import TorchBackend
 
-    return Session(TorchBackend(model), Tokenizer.from_folder(folder), labels, scoring, runtime="PyTorch")
+    return Session(
+        TorchBackend(model),
+        Tokenizer.from_folder(folder),
+        labels,
+        scoring,
+        runtime="PyTorch",
+        calibration=calibration,
+        answers=answers,
+    )

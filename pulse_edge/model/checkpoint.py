@@ -68,6 +68,8 @@ def read_card(folder: Path) -> dict[str, Any]:
         "metrics": [],
         "labels": {},
         "scoring": {},
+        "calibration": None,
+        "answers": None,
         "licences": [],
         "intended_use": "",
     }
