@@ -43,6 +43,8 @@ class Options:
         how: precision of the decoder.
         resume: go on with what a killed export left.
         pages: real ECG pages, uint8 [H, W, 3], on which ranges are observed; without them nothing is run.
+        vision_tiles: calibration pages, float32 [5, 3, 336, 336], for a vision graph of 8 bits; empty for one
+            of floats.
         report: called with the name of every step.
         tick: called with the bytes of weights that are written, and of all.
     """
@@ -52,6 +54,7 @@ class Options:
     how: Precision
     resume: bool = False
     pages: Sequence[NDArray[np.uint8]] = ()
+    vision_tiles: Sequence[NDArray[np.float32]] = ()
     report: Callable[[str], None] = lambda step: None
     tick: Callable[[int, int], None] = lambda done, total: None
 

@@ -61,22 +61,13 @@ def search(
     from pulse_edge.commands._quantize import gate_of, usual_group
     from pulse_edge.compress import quantize_checkpoint, read_plan, search_plan
     from pulse_edge.evaluate.gate import Budget
-    from pulse_edge.evaluate.labels import read_labels
     from pulse_edge.model.checkpoint import resolve_model
 
     source = resolve_model(checkpoint)
     if records is None:
         raise UserError("Name the ECGs on which every layer is measured: --records LABELS_CSV.")
-    read_labels(Path(records))
-    if limit is not None and limit < 1:
-        raise UserError("--limit must be at least 1.")
-    if budget < 0 or not 0 <= flips <= 1:
-        raise UserError("--budget is at least 0, and --flips a share from 0 to 1.")
     plan = Path(plan) if plan is not None else Path(f"{source.resolve().name}-plan.json")
-    if plan.exists() or (output is not None and Path(output).exists()):
-        raise UserError(f"{plan if plan.exists() else output} exists already. Choose another name.")
-    if not plan.resolve().parent.is_dir():
-        raise UserError(f"There is no folder {plan.resolve().parent}. Make it, or choose another --plan.")
+    _check(plan, output, Path(records), limit, budget, flips)
     bits = _bits(choices)
     chosen_group = group if group is not None else usual_group(source)
     allowed = Budget(budget, flips)
@@ -97,6 +88,23 @@ def search(
     size = sum(path.stat().st_size for path in Path(output).iterdir())
     done = {"checkpoint": str(output), "bytes": size, "quantization": made["quantization"]}
     return {**found, "quantized": {**done, "gate": made["metrics"][-1]}}
+
+
+def _check(
+    plan: Path, output: Path | None, records: Path, limit: int | None, budget: float, flips: float
+) -> None:
+    """Complain before hours of work."""
+    from pulse_edge.evaluate.labels import read_labels
+
+    read_labels(records)
+    if limit is not None and limit < 1:
+        raise UserError("--limit must be at least 1.")
+    if budget < 0 or not 0 <= flips <= 1:
+        raise UserError("--budget is at least 0, and --flips a share from 0 to 1.")
+    if plan.exists() or (output is not None and Path(output).exists()):
+        raise UserError(f"{plan if plan.exists() else output} exists already. Choose another name.")
+    if not plan.resolve().parent.is_dir():
+        raise UserError(f"There is no folder {plan.resolve().parent}. Make it, or choose another --plan.")
 
 
 def _bits(choices: str) -> tuple[int, ...]:
