@@ -74,13 +74,13 @@ def export_to_folder(
         fields["model"]["weight_types"] = source.kinds
         fields["precision"] |= {"decoder_kept_fp16": plan.kept, "decoder_profile": how.profile}
         fields["checks"] = {}
-        if rounded is not None:
-            fields["precision"]["vision"] = "int8"
-            fields["checks"]["vision_int8"] = rounded
         if options.pages:
             fields["checks"] = _try_out(
                 folder, source, Questions.read(tokenizer, *label_set(card)), options, tokens
             )
+        if rounded is not None:
+            fields["precision"]["vision"] = "int8"
+            fields["checks"]["vision_int8"] = rounded
         fields["graphs"] = {path.stem: _graph(path) for path in sorted(folder.glob("*.onnx"))}
         report("hashing")
         manifest = write_manifest(folder, fields, known)
