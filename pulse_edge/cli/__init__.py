@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pulse_edge.cli import (  # noqa: F401 - each registers itself
+    bench,
     build,
     bundle,
+    calibrate,
     capture,
     doctor,
     evaluate,
@@ -12,7 +14,11 @@ from pulse_edge.cli import (  # noqa: F401 - each registers itself
     plan,
     quantize,
     run,
+<<<<<<< HEAD
     search,
+=======
+    serve,
+>>>>>>> main
     train,
     verify,
 )

@@ -19,7 +19,9 @@ PUBLIC = {
     "load": "(path",
 }
 VERBS = [
+    "bench",
     "build",
+    "calibrate",
     "capture",
     "doctor",
     "eval",
@@ -28,6 +30,7 @@ VERBS = [
     "quantize",
     "run",
     "search",
+    "serve",
     "train",
     "verify",
 ]
