@@ -14,11 +14,8 @@ from pulse_edge.cli import (  # noqa: F401 - each registers itself
     plan,
     quantize,
     run,
-<<<<<<< HEAD
     search,
-=======
     serve,
->>>>>>> main
     train,
     verify,
 )

@@ -23,11 +23,8 @@ from pulse_edge.commands._export import export
 from pulse_edge.commands._plan import plan
 from pulse_edge.commands._quantize import quantize
 from pulse_edge.commands._run import run
-<<<<<<< HEAD
 from pulse_edge.commands._search import search
-=======
 from pulse_edge.commands._serve import serve
->>>>>>> main
 from pulse_edge.commands._train import train
 from pulse_edge.commands._verify import verify
 
@@ -48,11 +45,8 @@ __all__ = [
     "plan",
     "quantize",
     "run",
-<<<<<<< HEAD
     "search",
-=======
     "serve",
->>>>>>> main
     "train",
     "verify",
 ]

@@ -84,11 +84,6 @@ def read_card(folder: Path) -> dict[str, Any]:
     return {**empty, **card}
 
 
-<<<<<<< HEAD
-def load_model(
-    path: str | Path, dtype: str | torch.dtype | None = None, packed: bool = False
-) -> PulseForConditionalGeneration:
-=======
 def write_card_field(folder: Path, name: str, value: Any) -> None:
     """Write one field of a checkpoint's ``pulse.json``, and its new hash where ``SHA256SUMS`` lists the file.
 
@@ -110,8 +105,9 @@ def write_card_field(folder: Path, name: str, value: Any) -> None:
         write_atomic(sums, text.encode())
 
 
-def load_model(path: str | Path, dtype: str | torch.dtype | None = None) -> PulseForConditionalGeneration:
->>>>>>> main
+def load_model(
+    path: str | Path, dtype: str | torch.dtype | None = None, packed: bool = False
+) -> PulseForConditionalGeneration:
     """Load a checkpoint, ready for inference.
 
     Args:
