@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pulse_edge.errors import MissingExtraError, UserError
+
+if TYPE_CHECKING:
+    from pulse_edge.compress.form import Form
+    from pulse_edge.evaluate.gate import Budget
 
 
 def quantize_checkpoint(
@@ -23,6 +27,9 @@ def quantize_checkpoint(
     force_text: bool,
     gate: Callable[[Path], dict[str, Any]],
     tick: Callable[[str, int, int], None] = lambda what, done, total: None,
+    forms: Mapping[str, Form | None] | None = None,
+    embedding: int = 16,
+    head: int = 16,
 ) -> dict[str, Any]:
     """Quantise a checkpoint's decoder; see ``quantize.write_quantized``.
 
@@ -37,7 +44,17 @@ def quantize_checkpoint(
         from pulse_edge.compress.quantize import Settings, write_quantized
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "torch", "compress") from error
-    settings = Settings(Form(bits, group, symmetric), method, calibration, size, seed, force_text)
+    settings = Settings(
+        Form(bits, group, symmetric),
+        method,
+        calibration,
+        size,
+        seed,
+        force_text,
+        forms or {},
+        embedding,
+        head,
+    )
     return write_quantized(checkpoint, output, settings, gate, tick)
 
 
@@ -111,3 +128,79 @@ def distill_checkpoint(
 def _refuse_existing(output: Path) -> None:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} exists already. Choose another --output.")
+
+
+def read_plan(path: Path) -> tuple[dict[str, Form | None], dict[str, str]]:
+    """Read a plan; see ``plan.read_plan``.
+
+    Raises:
+        MissingExtraError: torch is not installed.
+        UserError: the file is not a plan.
+    """
+    try:
+        from pulse_edge.compress.plan import read_plan as read
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "torch", "compress") from error
+    return read(path)
+
+
+def search_plan(
+    checkpoint: Path,
+    plan: Path,
+    bits: Sequence[int],
+    group: int,
+    device: str | None,
+    method: str,
+    calibration: Path | str | None,
+    size: int | None,
+    seed: int | None,
+    records: Path,
+    limit: int | None,
+    budget: Budget,
+    tick: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> dict[str, Any]:
+    """Search a form for every layer and draw the front; see ``search.search``.
+
+    Args:
+        checkpoint: its folder.
+        plan: file to write; the picture is called likewise.
+        bits: that a layer may take, of 4, 8 and 16.
+        group: of 4 bits.
+        device: whose time of a token is made least; None for the size.
+        method: of rounding.
+        calibration: set to calibrate on, with ``size`` pages and ``seed``.
+        size: see there.
+        seed: see there.
+        records: labels.csv.
+        limit: at most so many of its validation records.
+        budget: that the mixture may cost.
+        tick: called with the name of the stage, and parts done and in all.
+
+    Raises:
+        BudgetError: no mixture is within the budget.
+        MissingExtraError: torch, transformers or safetensors are not installed.
+        UserError: settings that cannot be used.
+    """
+    try:
+        from pulse_edge.compress.chart import draw_front
+        from pulse_edge.compress.cost import bytes_of, picoseconds_on
+        from pulse_edge.compress.form import Form
+        from pulse_edge.compress.mixture import Quest
+        from pulse_edge.compress.quantize import Settings
+        from pulse_edge.compress.search import search
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "torch", "compress") from error
+    forms = {4: Form(4, group), 8: Form(8, None), 16: None}
+    quest = Quest(
+        Settings(forms[4] or Form(), method, calibration, size, seed),
+        tuple(forms[b] for b in bits),
+        records,
+        limit,
+        budget,
+        bytes_of if device is None else picoseconds_on(device),
+        "bytes" if device is None else "picoseconds",
+    )
+    found = search(checkpoint, plan, quest, tick)
+    picture = plan.with_suffix(".png")
+    draw_front(picture, found)
+    return {**found, "picture": str(picture)}

@@ -7,7 +7,7 @@ ranges are then chosen by :mod:`pulse_edge.compress.clip`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,18 +31,19 @@ class _Fold:
     heads: tuple[int, int, int] | None = None  # value heads, query heads that read each, their width
 
 
-def smooth(layer: nn.Module, grams: dict[str, Tensor], form: Form) -> None:
+def smooth(layer: nn.Module, grams: dict[str, Tensor], form: Callable[[str], Form | None]) -> None:
     """Scale the channels of one decoder layer in place.
 
     Args:
         layer: Llama's or Qwen2's, float32.
         grams: by the name of a linear layer inside it, mean of x xᵀ float32 [K, K]; brought up to date.
-        form: of the integers that follow.
+        form: of the integers that follow, by the name of a linear layer; None where it is not rounded.
     """
     linear = {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
     for fold in _folds(layer, linear):
         gram = grams[fold.readers[0]]
-        scale = _search([linear[name].weight.data for name in fold.readers], gram, form, fold.heads)
+        readers = [(linear[name].weight.data, form(name)) for name in fold.readers]
+        scale = _search(readers, gram, fold.heads)
         if scale is None:
             continue
         for name in fold.readers:
@@ -63,27 +64,32 @@ def _folds(layer: nn.Module, linear: Mapping[str, nn.Linear]) -> Iterator[_Fold]
 
 
 def _search(
-    weights: list[Tensor], gram: Tensor, form: Form, heads: tuple[int, int, int] | None
+    readers: list[tuple[Tensor, Form | None]], gram: Tensor, heads: tuple[int, int, int] | None
 ) -> Tensor | None:
     """Return the scales [K] under which rounding changes the outputs least; None if 1 is best."""
-    if not all(form.fits(tuple(weight.shape)) for weight in weights):
+    rounded = [(weight, form) for weight, form in readers if form is not None]
+    if not rounded or not all(form.fits(tuple(weight.shape)) for weight, form in rounded):
         return None
     size = gram.diagonal().clamp(min=0).sqrt()
     if heads is not None:  # what one value head makes is scaled once, for all that read it
         size = size.reshape(heads).amax(1, keepdim=True).expand(heads).reshape(-1)
-    sample = torch.cat([weight[:: max(1, len(weight) // _ROWS)] for weight in weights])
+    samples = [(weight[:: max(1, len(weight) // _ROWS)], form) for weight, form in rounded]
     best, least = None, torch.inf
     for strength in STRENGTHS:
         scale = size.clamp(min=1e-4 * float(size.max()) + 1e-12).pow(strength)
         scale = scale / torch.sqrt(scale.max() * scale.min())
-        blocks = grouped(sample * scale, form)
-        step, zero = scales(blocks, form)
-        rounded = values(integers(blocks, step, zero, form), step, zero).reshape(sample.shape) / scale
-        error = rounded - sample
-        loss = float(((error @ gram) * error).sum())
+        loss = sum(_loss(sample, scale, gram, form) for sample, form in samples)
         if loss < least:
             best, least = (scale if strength else None), loss
     return best
+
+
+def _loss(sample: Tensor, scale: Tensor, gram: Tensor, form: Form) -> float:
+    """Return what rounding the scaled rows [R, K] changes in their outputs, as a sum of squares."""
+    blocks = grouped(sample * scale, form)
+    step, zero = scales(blocks, form)
+    error = values(integers(blocks, step, zero, form), step, zero).reshape(sample.shape) / scale - sample
+    return float(((error @ gram) * error).sum())
 
 
 def _undo(source: nn.Module, scale: Tensor, heads: tuple[int, int, int] | None) -> None:

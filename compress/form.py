@@ -44,6 +44,27 @@ class Form:
         across = "per row" if self.group is None else f"group {self.group}"
         return f"int{self.bits} {across} {'symmetric' if self.symmetric else 'asymmetric'}"
 
+    @classmethod
+    def parse(cls, name: str) -> Form:
+        """Undo :attr:`name`.
+
+        Raises:
+            ValueError: no form has this name.
+        """
+        for bits in LEVELS:
+            for group in (None, *GROUPS):
+                for symmetric in (True, False):
+                    form = cls(bits, group, symmetric)
+                    if form.name == name:
+                        return form
+        raise ValueError(f"no form is called {name!r}")
+
+    def bytes(self, shape: tuple[int, ...]) -> int:
+        """Bytes of a matrix [N, K] in this form, scales and zero points included."""
+        rows, columns = shape
+        groups = columns // (self.group or columns)
+        return rows * columns * self.bits // 8 + rows * groups * (2 if self.symmetric else 3)
+
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Say whether a matrix [N, K] can take this form."""
         columns = shape[1]

@@ -42,35 +42,39 @@ def quantize(weight: Tensor, gram: Tensor | None, form: Form) -> QuantizedWeight
     factor = _inverse_factor(gram)
     for start in range(0, columns, _LAZY):
         end = min(start + _LAZY, columns)
-        errors = torch.empty(rows, end - start)
+        block = left[:, start:end].T.contiguous()  # columns as rows: each step then reads memory in order
+        errors = torch.empty_like(block)
         for k in range(start, end):
-            g = k // group
+            j, g = k - start, k // group
             if form.group is not None and k % group == 0:
-                scale[:, g], zero[:, g] = scales(left[:, k : k + group], form)
-            one = integers(left[:, k : k + 1], scale[:, g], zero[:, g], form)
-            whole[:, k : k + 1] = one
-            error = (left[:, k] - values(one, scale[:, g], zero[:, g])[:, 0]) / factor[k, k]
-            left[:, k + 1 : end] -= torch.outer(error, factor[k, k + 1 : end])
-            errors[:, k - start] = error
-        left[:, end:] -= errors @ factor[start:end, end:]
+                ahead = [block[j : j + group].T, left[:, end : k + group]]
+                scale[:, g], zero[:, g] = scales(torch.cat(ahead, 1), form)
+            one = integers(block[j][:, None], scale[:, g], zero[:, g], form)
+            whole[:, k] = one[:, 0]
+            errors[j] = (block[j] - values(one, scale[:, g], zero[:, g])[:, 0]) / factor[k, k]
+            block[j + 1 :].addr_(factor[k, k + 1 : end], errors[j], alpha=-1)
+        left[:, end:].addmm_(errors.T, factor[start:end, end:], alpha=-1)
     return packed(whole.reshape(rows, -1, group), scale, zero, form)
 
 
 def _inverse_factor(gram: Tensor) -> Tensor:
     """Return the upper Cholesky factor of the damped matrix's inverse, float32 [K, K]."""
-    moments = gram.clone()
-    diagonal = moments.diagonal()
-    diagonal[diagonal == 0] = 1.0  # an input that is always 0: whatever its weight is rounded to
-    damp = DAMP * float(diagonal.mean())
-    for _ in range(_TRIES):
-        diagonal += damp
+    mean = float(gram.diagonal().mean())
+    for attempt in range(_TRIES):
+        moments = gram.clone()
+        diagonal = moments.diagonal()
+        diagonal[diagonal == 0] = mean or 1.0  # an input that is always 0: whatever its weight is rounded to
+        diagonal += DAMP * mean * 10**attempt
         root, failed = torch.linalg.cholesky_ex(moments)
+        if failed:
+            continue
+        del moments, diagonal  # of a wide layer, each of these is half a gigabyte
+        inverse = torch.cholesky_inverse(root)
+        del root
+        factor: Tensor
+        factor, failed = torch.linalg.cholesky_ex(inverse, upper=True)
         if not failed:
-            inverse = torch.cholesky_inverse(root)
-            factor, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-            if not failed:
-                return factor
-        damp *= 10
+            return factor
     raise PulseEdgeError(
         "The calibration inputs of a layer are degenerate, and GPTQ cannot use them. "
         "Calibrate on more records (--calibration-size), or use --method clip."

@@ -25,7 +25,7 @@ class Method:
     """
 
     quantize: Callable[[Tensor, Tensor | None, Form], QuantizedWeight]
-    smooth: Callable[[nn.Module, dict[str, Tensor], Form], None] | None = None
+    smooth: Callable[[nn.Module, dict[str, Tensor], Callable[[str], Form | None]], None] | None = None
     calibrated: bool = True
 
 

@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from pulse_edge.bundle import atomic_folder, sha256_file
+from pulse_edge.compress import rtn
 from pulse_edge.compress.calibrate import Prompt, build, read_recipe
 from pulse_edge.compress.form import Form
 from pulse_edge.compress.journal import Journal
 from pulse_edge.compress.methods import find_method
-from pulse_edge.compress.walk import advance, enter, observe, round_layer, take_layer
+from pulse_edge.compress.walk import advance, enter, observe, round_layer
 from pulse_edge.contract import CHECKPOINT_CARD
-from pulse_edge.errors import UserError
-from pulse_edge.model.checkpoint import CARD_SCHEMA, load_model, read_card
+from pulse_edge.errors import UnknownNameError, UserError
+from pulse_edge.model.checkpoint import CARD_SCHEMA, read_card
+from pulse_edge.model.layouts import HEAD, TABLE
+from pulse_edge.model.pieces import Pieces
 from pulse_edge.model.preprocess import preprocess
 from pulse_edge.model.prompt import build_prompt, encode_prompt
-from pulse_edge.model.pulse import PulseForConditionalGeneration
-from pulse_edge.model.quantized import quantized_names
+from pulse_edge.model.quantized import QuantizedWeight
 from pulse_edge.model.tokenizer import TOKENIZER_CONFIG, Tokenizer
-from pulse_edge.model.weights import open_weights
 
 Tick = Callable[[str, int, int], None]
+TABLE_BITS: Final = (16, 8)  # of embedding table and head: fewer cost more accuracy than memory
+_ROWS: Final = 4096  # of a table that are rounded at a time
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,9 @@ class Settings:
         size: pages of the calibration set; None as the set says.
         seed: of the calibration set; None as the set says.
         force_text: take a set without pictures all the same.
+        forms: of single layers (``layers.0.mlp.up_proj``) instead of ``form``; None leaves one as it is.
+        embedding: bits of the embedding table: 16 as it is, or 8 with a scale for every token.
+        head: bits of the head, likewise; of a tied model both are one table.
     """
 
     form: Form
@@ -52,6 +59,18 @@ class Settings:
     size: int | None = None
     seed: int | None = None
     force_text: bool = False
+    forms: Mapping[str, Form | None] = field(default_factory=dict)
+    embedding: int = 16
+    head: int = 16
+
+    def __post_init__(self) -> None:
+        for option, bits in (("--embedding", self.embedding), ("--lm-head", self.head)):
+            if bits not in TABLE_BITS:
+                raise UserError(f"{option} {bits} is not possible. Use 16 or 8.")
+
+    def inside(self, number: int) -> Callable[[str], Form | None]:
+        """Return what gives the form of a linear layer by its name inside decoder layer ``number``."""
+        return lambda name: self.forms.get(f"layers.{number}.{name}", self.form)
 
 
 def write_quantized(
@@ -79,42 +98,54 @@ def write_quantized(
         PulseEdgeError: whatever ``gate`` raises; ``output`` is not there then.
     """
     method = find_method(settings.method)
-    if quantized_names(open_weights(checkpoint)):
-        raise UserError(f"{checkpoint} is quantised already. Quantise the checkpoint that it came from.")
-    if method.calibrated and settings.calibration is None:
-        raise UserError(
-            f"--method {settings.method} needs ECGs to calibrate on. Add --calibration LABELS_CSV, or use "
-            "--method rtn, which needs none."
-        )
+    pieces = Pieces(checkpoint)
+    _usable(pieces, settings, method.calibrated)
     prompts, facts = _calibration(settings, method.calibrated, tick)
-    weights = {path.name: sha256_file(path) for path in sorted(checkpoint.glob("*.safetensors"))}
-    job = {
-        "weights": weights,
-        "form": asdict(settings.form),
-        "method": settings.method,
-        "calibration": facts,
-    }
+    weights = {path.name: sha256_file(path) for path in pieces.shards.files}
+    forms = {name: form.name if form else "float" for name, form in sorted(settings.forms.items())}
+    tables = {"embedding": settings.embedding, "head": settings.head}
+    job = {"weights": weights, "form": asdict(settings.form), "method": settings.method, "calibration": facts,
+           "forms": forms, **tables}  # fmt: skip
     journal = Journal(output.with_name(output.name + ".quantizing"), job)
-    model = load_model(checkpoint)
-    _layers(model, checkpoint, journal, settings, prompts, tick)
-    count = len(model.model.language_model.layers)
-    if not journal.done(count):
-        inside = {name for k in range(count) for name in _names(model, k)}
-        rest = {name: tensor for name, tensor in _stored(model).items() if name not in inside}
-        journal.finish(count, rest, {"kept": []})
+    _layers(pieces, journal, settings, prompts, tick)
+    parts = _rest(pieces, journal, settings)
     summary = {
         "form": settings.form.name,
         "method": settings.method,
         "calibration": facts,
-        "kept": [name for k in range(count) for name in journal.facts(k)["kept"]],
+        "kept": [name for k in range(pieces.layers) for name in journal.facts(k)["kept"]],
+        "forms": forms,
+        **tables,
+        "tied": bool(pieces.model.config.tie_word_embeddings),
     }
     card = _card(checkpoint, weights, summary)
     with atomic_folder(output) as work:
-        _assemble(work, checkpoint, model, journal, count + 1, card)
+        _assemble(work, pieces, journal, parts, card)
         card["metrics"] = [*card["metrics"], gate(work)]
         _write_card(work, card)
     shutil.rmtree(journal.folder)
     return {"quantization": summary, "metrics": card["metrics"]}
+
+
+def _usable(pieces: Pieces, settings: Settings, calibrated: bool) -> None:
+    """Refuse settings that do not go with a checkpoint or each other."""
+    if pieces.shards.forms:
+        raise UserError(f"{pieces.folder} is quantised already. Quantise the checkpoint that it came from.")
+    if calibrated and settings.calibration is None:
+        raise UserError(
+            f"--method {settings.method} needs ECGs to calibrate on. Add --calibration LABELS_CSV, or use "
+            "--method rtn, which needs none."
+        )
+    if pieces.model.config.tie_word_embeddings and settings.embedding != settings.head:
+        raise UserError(f"The head of {pieces.folder} is its embedding table. Give both the same bits.")
+    known = {
+        f"layers.{k}.{name.removesuffix('.weight')}"
+        for k in range(pieces.layers)
+        for name in pieces.inside(k)
+    }
+    for name in settings.forms:
+        if name not in known:
+            raise UnknownNameError("layer in the plan", name, known)
 
 
 def _calibration(
@@ -126,51 +157,78 @@ def _calibration(
     return build(recipe, settings.force_text, lambda done, total: tick("calibration pages", done, total))
 
 
-def _layers(
-    model: PulseForConditionalGeneration,
-    checkpoint: Path,
-    journal: Journal,
-    settings: Settings,
-    prompts: list[Prompt],
-    tick: Tick,
-) -> None:
+def _layers(pieces: Pieces, journal: Journal, settings: Settings, prompts: list[Prompt], tick: Tick) -> None:
     """Round every layer that is not done yet, each on what the rounded ones before it make of the prompts."""
     method = find_method(settings.method)
-    count = len(model.model.language_model.layers)
+    count, dtype = pieces.layers, pieces.dtype
     first = next((k for k in range(count) if not journal.done(k)), count)
     hidden: list[Tensor] = []
     if prompts and first < count:
         kept = journal.hidden(first)
         # The first layer's inputs are made anew; a later layer's were kept when the one before was done.
-        hidden = list(enter(model, _encoded(model, prompts, checkpoint))) if kept is None else kept
+        hidden = list(enter(pieces, encoded(pieces, prompts))) if kept is None else kept
     for k in range(first, count):
         tick("layers", k, count)
-        layer = take_layer(model, k)
-        grams = observe(model, layer, hidden) if prompts else None
-        done, unfit = round_layer(layer, grams, method, settings.form)
+        layer = pieces.layer(k)
+        grams = observe(pieces.model, layer, hidden) if prompts else None
+        done, unfit = round_layer(layer, grams, method, settings.inside(k))
         if prompts:
-            hidden = list(advance(model, layer, hidden))
+            for at, out in enumerate(advance(pieces.model, layer, hidden)):
+                hidden[at] = out
             journal.keep_hidden(k + 1, hidden)
-        names = _names(model, k)
-        dtype = model.get_input_embeddings().weight.dtype
         tensors: dict[str, Tensor] = {}
-        for name, inner in names.items():
+        state = layer.state_dict()
+        own_names = {name: own for own, name in pieces.names.items()}
+        for inner, name in pieces.inside(k).items():
             linear = inner.removesuffix(".weight")
             if linear in done:
-                arrays = done[linear].stored(name)
-                tensors |= {key: torch.from_numpy(array) for key, array in arrays.items()}
+                tensors |= _integers(own_names[name], done[linear])
             else:
-                tensors[name] = layer.state_dict()[inner].to(dtype)
+                tensors[own_names[name]] = state[inner].to(dtype)
         journal.finish(k, tensors, {"kept": [f"layers.{k}.{name}" for name in unfit]})
         journal.drop_hidden(k)
     tick("layers", count, count)
 
 
-def _encoded(
-    model: PulseForConditionalGeneration, prompts: list[Prompt], checkpoint: Path
-) -> list[tuple[list[int], Tensor, tuple[int, int]]]:
-    tokenizer = Tokenizer.from_folder(checkpoint)
-    context = model.config.text_config.max_position_embeddings
+def _integers(name: str, weight: QuantizedWeight) -> dict[str, Tensor]:
+    return {key: torch.from_numpy(array) for key, array in weight.stored(name).items()}
+
+
+def _rest(pieces: Pieces, journal: Journal, settings: Settings) -> int:
+    """Write what is in no decoder layer: the pictures' part, then norm, table and head; return all parts."""
+    layers = {name for k in range(pieces.layers) for name in pieces.inside(k).values()}
+    bits = {TABLE: settings.embedding, HEAD: settings.head}
+    for number, pictures in enumerate((True, False), pieces.layers):
+        if journal.done(number):
+            continue
+        tensors: dict[str, Tensor] = {}
+        for own, name in pieces.names.items():
+            if name in layers or pictures != name.startswith(("vision.", "projector.")):
+                continue
+            if bits.get(name) == 8:
+                tensors |= _integers(own, _round_table(pieces, name))
+            else:
+                tensors[own] = pieces.tensor(name)
+        journal.finish(number, tensors, {"kept": []})
+    return pieces.layers + 2
+
+
+def _round_table(pieces: Pieces, name: str) -> QuantizedWeight:
+    """Round a table to 8 bits with a scale for every row, some rows at a time."""
+    count, form = pieces.shards.shape(name)[0], Form(8, None)
+    parts = [
+        rtn.quantize(pieces.tensor(name, start, min(start + _ROWS, count)).float(), None, form)
+        for start in range(0, count, _ROWS)
+    ]
+    return QuantizedWeight(
+        8, np.concatenate([part.integers for part in parts]), np.concatenate([part.scale for part in parts])
+    )
+
+
+def encoded(pieces: Pieces, prompts: list[Prompt]) -> list[tuple[list[int], Tensor, tuple[int, int]]]:
+    """Return what ``walk.enter`` takes of prompts: token ids, pixel values, size of the picture."""
+    tokenizer = Tokenizer.from_folder(pieces.folder)
+    context = pieces.model.config.text_config.max_position_embeddings
     encoded = []
     for prompt in prompts:
         has_page = prompt.page is not None
@@ -184,48 +242,33 @@ def _encoded(
     return encoded
 
 
-def _names(model: PulseForConditionalGeneration, number: int) -> dict[str, str]:
-    """Return the checkpoint's names of a layer's weights, and those inside the layer."""
-    layer: nn.Module = model.model.language_model.layers[number]
-    prefix = next(name for name, module in model.named_modules() if module is layer)
-    return {f"{prefix}.{inner}": inner for inner, _ in layer.named_parameters()}
-
-
-def _stored(model: PulseForConditionalGeneration) -> dict[str, Tensor]:
-    """Return what a checkpoint of this model holds: a tied head once."""
-    state: dict[str, Tensor] = dict(model.state_dict())
-    if model.config.tie_word_embeddings:
-        state.pop("lm_head.weight", None)
-    return state
-
-
-def _assemble(
-    work: Path,
-    checkpoint: Path,
-    model: PulseForConditionalGeneration,
-    journal: Journal,
-    parts: int,
-    card: dict[str, Any],
-) -> None:
+def _assemble(work: Path, pieces: Pieces, journal: Journal, parts: int, card: dict[str, Any]) -> None:
     """Lay the parts out as a Hugging Face checkpoint with an index."""
     where: dict[str, str] = {}
     size = 0
     for k in range(parts):
-        file = f"model-{k + 1:05d}-of-{parts:05d}.safetensors"
-        with safe_open(journal.part(k), framework="pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
-        save_file(tensors, work / file, {"format": "pt"})
-        where |= dict.fromkeys(tensors, file)
-        size += sum(tensor.nbytes for tensor in tensors.values())
+        file = work / f"model-{k + 1:05d}-of-{parts:05d}.safetensors"
+        journal.part(k).chmod(0o644)  # safetensors lets only the owner read
+        _place(journal.part(k), file)
+        with safe_open(file, framework="pt") as opened:
+            names = list(opened.keys())
+        where |= dict.fromkeys(names, file.name)
+        size += file.stat().st_size
     index = {"metadata": {"total_size": size}, "weight_map": where}
     (work / "model.safetensors.index.json").write_text(json.dumps(index, indent=1, sort_keys=True), "utf-8")
-    model.config.save_pretrained(work)
+    pieces.model.config.save_pretrained(work)
     for name in ("tokenizer.model", TOKENIZER_CONFIG):
-        if (checkpoint / name).is_file():
-            shutil.copyfile(checkpoint / name, work / name)
+        if (pieces.folder / name).is_file():
+            shutil.copyfile(pieces.folder / name, work / name)
     _write_card(work, card)
-    for file_ in work.iterdir():
-        file_.chmod(0o644)  # safetensors lets only the owner read
+
+
+def _place(part: Path, target: Path) -> None:
+    """Give a part its place in the checkpoint: a second name, so that the part outlives a refusal."""
+    try:
+        os.link(part, target)
+    except OSError:  # a file system without them
+        shutil.copyfile(part, target)
 
 
 def _card(checkpoint: Path, weights: dict[str, str], summary: dict[str, Any]) -> dict[str, Any]:

@@ -6,9 +6,7 @@ layer enters the next one, so that each layer is calibrated on what it will real
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,37 +14,28 @@ from torch import Tensor, nn
 
 from pulse_edge.compress.form import Form
 from pulse_edge.compress.methods import Method
-from pulse_edge.errors import CheckpointError
+from pulse_edge.model.pieces import Pieces
 from pulse_edge.model.pulse import PulseForConditionalGeneration
 from pulse_edge.model.quantized import QuantizedWeight
 
 
-def take_layer(model: PulseForConditionalGeneration, number: int) -> nn.Module:
-    """Return a float32 copy of one decoder layer; the model's own weights stay memory-mapped."""
-    layer = copy.deepcopy(model.model.language_model.layers[number]).float()
-    broken = [name for name, weight in layer.named_parameters() if not weight.isfinite().all()]
-    if broken:
-        raise CheckpointError(
-            f"Layer {number} of the checkpoint holds {broken[0]} with values that are no numbers. "
-            "Download or train the checkpoint again."
-        )
-    return layer
-
-
 def round_layer(
-    layer: nn.Module, grams: dict[str, Tensor] | None, method: Method, form: Form
+    layer: nn.Module,
+    grams: dict[str, Tensor] | None,
+    method: Method,
+    form: Callable[[str], Form | None],
 ) -> tuple[dict[str, QuantizedWeight], list[str]]:
-    """Round the linear layers of a decoder layer; their weights become what the integers stand for.
+    """Round the linear layers of a decoder layer; with data, they then hold what the integers stand for.
 
     Args:
-        layer: of :func:`take_layer`; changed in place.
+        layer: float32; changed in place.
         grams: of :func:`observe`, or None without data.
         method: of rounding.
-        form: of the integers.
+        form: of the integers, by the linear layer's name inside ``layer``; None leaves it as it is.
 
     Returns:
-        Integers by the linear layer's name inside ``layer``, and the names of those that the form does not
-        fit, which are left as they are.
+        Integers by the linear layer's name, and the names of those that their form does not fit, which are
+        left as they are.
     """
     if method.smooth is not None and grams is not None:
         method.smooth(layer, grams, form)
@@ -54,11 +43,13 @@ def round_layer(
     for name, module in layer.named_modules():
         if not isinstance(module, nn.Linear):
             continue
-        if not form.fits(tuple(module.weight.shape)):
-            kept.append(name)
+        own = form(name)
+        if own is None or not own.fits(tuple(module.weight.shape)):
+            kept += [name] if own is not None else []
             continue
-        done[name] = method.quantize(module.weight.data, None if grams is None else grams[name], form)
-        module.weight.data = torch.from_numpy(done[name].dequantize())
+        done[name] = method.quantize(module.weight.data, None if grams is None else grams.pop(name), own)
+        if grams is not None:  # what follows is calibrated on it
+            module.weight.data = torch.from_numpy(done[name].dequantize())
     return done, kept
 
 
@@ -66,7 +57,9 @@ def round_layer(
 def observe(
     model: PulseForConditionalGeneration, layer: nn.Module, hidden: list[Tensor]
 ) -> dict[str, Tensor]:
-    """Return the mean of x xᵀ, float32 [K, K], of every linear layer's inputs x.
+    """Return the mean of x xᵀ, float32 [K, K], of every linear layer's inputs x, in the order of use.
+
+    Layers that read the same tensor share one matrix.
 
     Args:
         model: for its positions.
@@ -74,16 +67,22 @@ def observe(
         hidden: what enters it, float32 [1, L, H] for every prompt.
     """
     sums: dict[str, Tensor] = {}
-    latest: tuple[Tensor, Tensor] | None = None  # q, k and v read the same tensor: one product serves them
+    first: dict[str, str] = {}  # q, k and v read the same tensor: the sum of the first serves them
+    latest: tuple[Tensor, str] | None = None
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def add(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             nonlocal latest
             x = inputs[0]
-            if latest is None or latest[0] is not x:
-                rows = x.reshape(-1, x.shape[-1])
-                latest = (x, rows.T @ rows)
-            sums[name] = latest[1].clone() if name not in sums else sums[name].add_(latest[1])
+            if latest is not None and latest[0] is x:
+                first[name] = latest[1]
+                return
+            latest, first[name] = (x, name), name
+            rows = x.reshape(-1, x.shape[-1])
+            if name in sums:
+                sums[name].addmm_(rows.T, rows)
+            else:
+                sums[name] = rows.T @ rows
 
         return add
 
@@ -99,7 +98,8 @@ def observe(
         for handle in handles:
             handle.remove()
     count = sum(x.shape[1] for x in hidden)
-    return {name: total / count for name, total in sums.items()}
+    means = {name: total.div_(count) for name, total in sums.items()}
+    return {name: means[source] for name, source in first.items()}
 
 
 @torch.no_grad()
@@ -113,30 +113,15 @@ def advance(model: PulseForConditionalGeneration, layer: nn.Module, hidden: list
 
 
 @torch.no_grad()
-def enter(
-    model: PulseForConditionalGeneration, prompts: list[tuple[list[int], Tensor, tuple[int, int]]]
-) -> Iterator[Tensor]:
+def enter(pieces: Pieces, prompts: list[tuple[list[int], Tensor, tuple[int, int]]]) -> Iterator[Tensor]:
     """Yield what enters the first layer for every prompt, float32 [1, L, H].
 
     Args:
-        model: of which the vision part is used in float32, a copy that is gone afterwards.
+        pieces: of the checkpoint.
         prompts: token ids with one -200, pixel values float32 [n, 3, 336, 336], size (w, h) of the
             picture; for text alone there is no -200, and no values.
     """
-    with _vision_in_float32(model):
+    with pieces.pictures() as model:
         for ids, pixels, size in prompts:
             image = model.merge_images(model.encode_images(pixels), size) if len(pixels) else None
-            yield model.embed_prompt(ids, image).float()
-
-
-@contextmanager
-def _vision_in_float32(model: PulseForConditionalGeneration) -> Iterator[None]:
-    """Half precision is slow or missing on a CPU; the vision part is small enough to be copied."""
-    parts = {name: getattr(model.model, name) for name in ("vision_tower", "multi_modal_projector")}
-    try:
-        for name, module in parts.items():
-            setattr(model.model, name, copy.deepcopy(module).float())
-        yield
-    finally:
-        for name, module in parts.items():
-            setattr(model.model, name, module)
+            yield model.embed_prompt(ids, image)

@@ -47,6 +47,7 @@ def export_bundle(
     resume: bool = False,
     tick: Callable[[int, int], None] = lambda done, total: None,
     pages: Sequence[Any] = (),
+    vision_tiles: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """Export a checkpoint to a bundle, all or nothing.
 
@@ -64,6 +65,8 @@ def export_bundle(
         tick: called with the bytes of weights that are written, and of all.
         pages: real ECG pages, uint8 [H, W, 3]: on them the range of float16 is observed, and what comes near
             its end is kept in float32; then every shape of every optimisation profile is run.
+        vision_tiles: calibration pages, float32 [5, 3, 336, 336]: the vision graph's weights and activations
+            become 8 bits, for the target ``onnx``.
 
     Returns:
         The manifest.
@@ -76,6 +79,11 @@ def export_bundle(
         MissingExtraError: torch, transformers, onnx or coremltools is not installed.
     """
     where = _place(target, device)
+    if len(vision_tiles) and (target != "onnx" or resume):
+        raise UserError(
+            "A vision graph of 8 bits is for --target onnx, without --resume: on a Jetson Orin, TensorRT 10 "
+            "does not build such a graph (NVIDIA/TensorRT issue 4832), and Core ML has a form of its own."
+        )
     if target == "coreml":
         if resume or profile is not None:
             raise UserError("--resume and --profile are for the targets jetson and onnx. Leave them out.")
@@ -83,7 +91,9 @@ def export_bundle(
     source, options = _prepare(checkpoint, target, where, precision, profile)
     from pulse_edge.export.exporter import export_to_folder
 
-    options = replace(options, resume=resume, pages=pages, report=report, tick=tick)
+    options = replace(
+        options, resume=resume, pages=pages, vision_tiles=vision_tiles, report=report, tick=tick
+    )
     return export_to_folder(source, Path(output), options, gate)
 
 

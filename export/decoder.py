@@ -11,13 +11,14 @@ biases included, so Qwen2's too) with plain rotary embeddings.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from pulse_edge.contract import exact_div
-from pulse_edge.export.linear import chosen_form, linear, rows, vector
+from pulse_edge.export.linear import chosen_form, holds_table, integer_rows, linear, rows, vector
 from pulse_edge.export.onnx_writer import GraphWriter, Place
 from pulse_edge.export.shape import DecoderShape, rotary_tables
 from pulse_edge.export.weights import Precision, Weights
@@ -32,7 +33,7 @@ def plan_decoder(
     shape: DecoderShape,
     weights: Weights,
     how: Precision,
-    table: Place | None = None,
+    table: Sequence[Place] = (),
     head: GraphWriter | None = None,
 ) -> tuple[GraphWriter, list[str]]:
     """Write ``decoder.onnx`` and say what goes into its data.
@@ -47,7 +48,8 @@ def plan_decoder(
         shape: of the decoder.
         weights: by canonical name, e.g. ``text.layers.0.self_attn.q_proj.weight``.
         how: precision of the linear layers.
-        table: of a tied model, where the embedding table lies in embed.onnx's data, which is then shared.
+        table: of a tied model, where the embedding table lies in embed.onnx's data, which is then shared:
+            its rows, or its integers and scales.
         head: in the profile ``ort``, the other decoder of a bundle, which has the head's integers.
 
     Returns:
@@ -78,7 +80,7 @@ class Decoder:
         self.groups = exact_div(shape.heads, shape.kv_heads)
         self.kept: list[str] = []
 
-    def write(self, table: Place | None) -> None:
+    def write(self, table: Sequence[Place]) -> None:
         """Write all nodes; ``table`` as for :func:`plan_decoder`."""
         w, s = self.w, self.shape
         embeds = w.input("inputs_embeds", np.float32, [1, "S", s.hidden])
@@ -96,7 +98,7 @@ class Decoder:
             x = self._layer(i, x, key, value)
         self._last(x, table)
 
-    def _last(self, x: str, table: Place | None) -> None:
+    def _last(self, x: str, table: Sequence[Place]) -> None:
         """From the hidden states to the logits of the last position."""
         w = self.w
         minus_one, end, axis = (w.constant([v], np.int64) for v in (-1, np.iinfo(np.int64).max, 1))
@@ -104,19 +106,26 @@ class Decoder:
         row = w.constant([1, self.shape.hidden], np.int64)
         self._head(w.op("Reshape", last, row, name="last/row"), table)
 
-    def _head(self, last: str, table: Place | None) -> None:
-        """Logits of one position [1, H]. The head is never rounded to integers: its error is not averaged
-        out. Gemm takes it as the checkpoint has it, [V, H], so that a tied model's lies on disk once."""
+    def _head(self, last: str, table: Sequence[Place]) -> None:
+        """Logits of one position [1, H]. The head is not rounded here: its error is not averaged out; the
+        checkpoint's own integers are taken. Gemm takes it as the checkpoint has it, [V, H], so that a tied
+        model's lies on disk once."""
         w, how = self.w, self.how
-        if table is not None:
-            stored = w.borrow(table, f"{EMBED}.data")
-        else:
-            key = HEAD if self.has(HEAD) else TABLE
-            stored = rows(w, "lm_head.weight", self.weights, key, how.table).name
-        if how.table is not how.compute:
-            stored = w.cast(stored, how.compute, "lm_head.weight/cast")
         half = self.compute is np.float16
-        logits = w.op("Gemm", last, stored, name="lm_head" if half else "logits", transB=1)
+        name, key = "lm_head" if half else "logits", HEAD if self.has(HEAD) else TABLE
+        if not table and how.given and self.weights.form(key) is not None:
+            logits = linear(w, last, name, self.weights, key, how)
+        else:
+            stored = [w.borrow(place, f"{EMBED}.data") for place in table] or [
+                rows(w, "lm_head.weight", self.weights, key, how.table).name
+            ]
+            if len(stored) == 2:
+                matrix = w.op("DequantizeLinear", *stored, name="lm_head.weight", axis=0)
+            elif how.table is not how.compute:
+                matrix = w.cast(stored[0], how.compute, "lm_head.weight/cast")
+            else:
+                matrix = stored[0]
+            logits = w.op("Gemm", last, matrix, name=name, transB=1)
         if half:
             w.cast(logits, np.float32, "logits")
 
@@ -265,21 +274,31 @@ class Decoder:
         return x if self.compute is np.float32 else self.w.cast(x, self.compute, name)
 
 
-def plan_embedding(path: Path, weights: Weights, how: Precision) -> tuple[GraphWriter, Place]:
+def plan_embedding(path: Path, weights: Weights, how: Precision) -> tuple[GraphWriter, tuple[Place, ...]]:
     """Write ``embed.onnx``: ``input_ids`` int64 [1, S] -> ``inputs_embeds`` float32 [1, S, H].
 
-    Its data is the table alone, row by row, so that a runtime may also map the file and look up itself.
+    Its data is the table alone, row by row, so that a runtime may also map the file and look up itself. Of a
+    checkpoint whose table stands as 8 bits, it is the integers and behind them a scale for every row.
 
     Returns:
-        The writer, whose ``fill`` makes the data, and the place of the table.
+        The writer, whose ``fill`` makes the data, and the place of the table, or of integers and scales.
     """
     w = GraphWriter(path, "embed", opset=18)
     ids = w.input("input_ids", np.int64, [1, "S"])
-    table = rows(w, "embed_tokens.weight", weights, TABLE, how.table)
-    half = how.table is np.float16
-    found = w.op("Gather", table.name, ids, name="rows" if half else "inputs_embeds", axis=0)
-    if half:
-        w.cast(found, np.float32, "inputs_embeds")
-    w.output("inputs_embeds", np.float32, [1, "S", table.shape[1]])
+    if holds_table(weights, TABLE, how):
+        places = integer_rows(w, "embed_tokens.weight", weights, TABLE, how)
+        found, scale = (
+            w.op("Gather", place.name, ids, name=name, axis=0)
+            for place, name in zip(places, ("rows", "scales"), strict=True)
+        )
+        scale = w.op("Unsqueeze", scale, w.constant([2], np.int64), name="scales/column")
+        w.op("Mul", w.cast(found, np.float32, "rows/f32"), scale, name="inputs_embeds")
+    else:
+        places = (rows(w, "embed_tokens.weight", weights, TABLE, how.table),)
+        half = how.table is np.float16
+        found = w.op("Gather", places[0].name, ids, name="rows" if half else "inputs_embeds", axis=0)
+        if half:
+            w.cast(found, np.float32, "inputs_embeds")
+    w.output("inputs_embeds", np.float32, [1, "S", places[0].shape[1]])
     w.save()
-    return w, table
+    return w, places

@@ -46,6 +46,13 @@ def export_to_folder(
             hashes = thread.submit(hash_weights, checkpoint)
             known = _write_graphs(folder, plan, source, journal, options)
             weights = hashes.result()
+        rounded = None
+        if options.vision_tiles:
+            from pulse_edge.export.vision_int8 import round_vision
+
+            report("rounding the vision graph")
+            rounded = round_vision(folder / "vision.onnx", options.vision_tiles)
+            known.pop("vision.onnx.data", None)
         if plan.kept:
             report(f"int4 does not fit {len(plan.kept)} layer(s), which stay in fp16")
         tokens = _copy_rest(folder, checkpoint, source, card)
@@ -73,16 +80,26 @@ def export_to_folder(
             fields["checks"] = _try_out(
                 folder, source, Questions.read(tokenizer, *label_set(card)), options, tokens
             )
+        if rounded is not None:
+            fields["precision"]["vision"] = "int8"
+            fields["checks"]["vision_int8"] = rounded
         fields["graphs"] = {path.stem: _graph(path) for path in sorted(folder.glob("*.onnx"))}
         report("hashing")
         manifest = write_manifest(folder, fields, known)
         if gate is not None:
             report("measuring parity")
-            fields["parity"] = gate(folder, "fp16" if how.given else how.name)
+            fields["parity"] = gate(folder, _limits(options))
             fields["accuracy"].append({"stage": "bundle", "parity": fields["parity"]})
             known = {name: entry["sha256"] for name, entry in manifest["files"].items()}
             manifest = write_manifest(folder, fields, known)
     return manifest
+
+
+def _limits(options: Options) -> str:
+    """The precision whose limits of parity hold for a bundle; rounded activations move the most."""
+    if options.vision_tiles:
+        return "int4"
+    return "fp16" if options.how.given else options.how.name
 
 
 def _write_graphs(

@@ -69,7 +69,12 @@ def bundle_fields(
     """
     labels, scoring = label_set(card)
     vision, table = (f"fp{8 * np.dtype(kind).itemsize}" for kind in (how.compute, how.table))
-    head = "int8" if how.profile == "ort" and how.bits < 16 else table
+    held = (card.get("quantization") or {}) if how.given or target == "coreml" else {}
+    whole = target == "jetson"  # whose engines take no table of integers
+    embed = table if whole or held.get("embedding", 16) == 16 else "int8"
+    head = table if held.get("head", 16) == 16 or (whole and held.get("tied")) else "int8"
+    if how.profile == "ort" and how.bits < 16:
+        head = "int8"
     return {
         "model": {
             "name": card["name"],
@@ -80,7 +85,7 @@ def bundle_fields(
         },
         "target": target,
         "device": {"profile": device.name, "constraints": device.constraints},
-        "precision": {"vision": vision, "embed": table, "decoder": how.name, "lm_head": head},
+        "precision": {"vision": vision, "embed": embed, "decoder": how.name, "lm_head": head},
         "preprocessing": {
             "tile_size": contract.TILE_SIZE,
             "max_tiles": contract.MAX_TILES,
@@ -128,8 +133,8 @@ def toolchain(tools: Iterable[str]) -> dict[str, str]:
 
 
 def write_companions(folder: Path, checkpoint: Path, card: dict[str, Any]) -> None:
-    """Write what a bundle holds beside its graphs: the tokenizer's files and ``LICENCES.txt``."""
-    for name in ("tokenizer.model", "tokenizer_config.json"):
+    """Write what a bundle holds beside its graphs: tokenizer, certificate, if any, and ``LICENCES.txt``."""
+    for name in ("tokenizer.model", "tokenizer_config.json", contract.REPORT):
         if (checkpoint / name).is_file():
             shutil.copyfile(checkpoint / name, folder / name)
     write_atomic(folder / "LICENCES.txt", _licences(card).encode())

@@ -55,6 +55,32 @@ def rows(writer: GraphWriter, name: str, weights: Weights, key: str, kind: type[
     return writer.chunks[-1].places[0]
 
 
+def integer_rows(
+    writer: GraphWriter, name: str, weights: Weights, key: str, how: Precision
+) -> tuple[Place, ...]:
+    """Store a table [V, H] of 8 bits as it is; return the places of its integers and scales [V]."""
+    n, k = weights.shape(key)
+
+    def fill(sinks: Sequence[Sink]) -> None:
+        for start, stop in steps(0, n, k):
+            part = weights.integers(key, start, stop)
+            sinks[0].write(start * k, part.integers)
+            scale = part.scale[:, 0].astype(how.compute)
+            sinks[1].write(start * scale.itemsize, scale)
+
+    writer.weights(name, [(f"{name}.integers", np.int8, (n, k)), (f"{name}.scale", how.compute, (n,))], fill)
+    return tuple(writer.chunks[-1].places)
+
+
+def holds_table(weights: Weights, key: str, how: Precision) -> bool:
+    """Say whether a table of the checkpoint is stored as its 8-bit integers, with a scale for every row.
+
+    TensorRT takes no such table: its rows would be unpacked into memory. There it is stored as float16.
+    """
+    form = weights.form(key) if how.given and how.compute is np.float32 else None
+    return form is not None and form.bits == 8 and form.group == form.shape[1] and not form.zero
+
+
 def vector(writer: GraphWriter, name: str, weights: Weights, key: str, kind: type[np.floating]) -> str:
     """Store a small weight, such as a bias, as the checkpoint has it; return its name."""
     return rows(writer, name, weights, key, kind).name

@@ -54,7 +54,7 @@ class OrtDecoder(Decoder):
 
     head: GraphWriter | None = None
 
-    def write(self, table: Place | None) -> None:
+    def write(self, table: Sequence[Place]) -> None:
         """Write all nodes; ``table`` as for :func:`.decoder.plan_decoder`.
 
         Raises:
@@ -135,14 +135,15 @@ class OrtDecoder(Decoder):
             return y
         return w.op("Add", y, self._biases(name, [name], form.shape[0]), name=f"{name}/biased")
 
-    def _head(self, last: str, table: Place | None) -> None:
+    def _head(self, last: str, table: Sequence[Place]) -> None:
         """Logits of one position [1, H]. The head is a third of what a token of a small model reads: with
-        integer weights it is 8 bits, whatever the layers are."""
+        integer weights it is 8 bits, whatever the layers are: the checkpoint's own, or rounded here."""
         block = _block(self.shape.hidden)
         if self.how.bits >= 16 or block is None:
             return super()._head(last, table)
         key = HEAD if self.has(HEAD) else TABLE
-        form = Form(8, block, False, (self.shape.vocab, self.shape.hidden))
+        form = self.weights.form(key) if self.how.given else None
+        form = form or Form(8, block, False, (self.shape.vocab, self.shape.hidden))
         self._product(last, HEAD_CHUNK, [key], [form], [1, self.shape.vocab])
         return None
 

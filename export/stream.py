@@ -43,6 +43,8 @@ class Options:
         how: precision of the decoder.
         resume: go on with what a killed export left.
         pages: real ECG pages, uint8 [H, W, 3], on which ranges are observed; without them nothing is run.
+        vision_tiles: calibration pages, float32 [5, 3, 336, 336], for a vision graph of 8 bits; empty for one
+            of floats.
         report: called with the name of every step.
         tick: called with the bytes of weights that are written, and of all.
     """
@@ -52,6 +54,7 @@ class Options:
     how: Precision
     resume: bool = False
     pages: Sequence[NDArray[np.uint8]] = ()
+    vision_tiles: Sequence[NDArray[np.float32]] = ()
     report: Callable[[str], None] = lambda step: None
     tick: Callable[[int, int], None] = lambda done, total: None
 
@@ -113,7 +116,7 @@ def plan_bundle(folder: Path, source: Source, how: Precision) -> Plan:
     half = how.compute is np.float16
     embed, table = plan_embedding(folder / EMBED, source.weights, how)
     decoder, kept = plan_decoder(
-        folder / "decoder.onnx", source.shape, source.weights, how, None if source.head == HEAD else table
+        folder / "decoder.onnx", source.shape, source.weights, how, () if source.head == HEAD else table
     )
     decoders = [decoder]
     if how.profile == "ort" and how.bits == 4:  # which generates fast, and reads slowly: see ort_decoder
@@ -123,7 +126,7 @@ def plan_bundle(folder: Path, source: Source, how: Precision) -> Plan:
             source.shape,
             source.weights,
             wide,
-            None if source.head == HEAD else table,
+            () if source.head == HEAD else table,
             decoder,
         )
         decoders.append(prompt)

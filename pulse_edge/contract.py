@@ -51,3 +51,4 @@ PAD_ID: Final = 0
 BUNDLE_SCHEMA: Final = 1
 MANIFEST: Final = "manifest.json"
 CHECKPOINT_CARD: Final = "pulse.json"
+REPORT: Final = "report.html"  # the certificate of a compressed model

@@ -148,7 +148,7 @@ def _open_checkpoint(path: str | PathLike[str]) -> Session:
     card = read_card(folder)
     labels, scoring = label_set(card)
     calibration, answers = card_asking(card, folder)
-    model = load_model(folder, "float32")
+    model = load_model(folder, "float32", packed=True)
     from pulse_edge.model.reference import TorchBackend
 
     return Session(

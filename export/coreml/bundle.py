@@ -24,7 +24,7 @@ from pulse_edge.export.fields import bundle_fields, hash_weights, weights_of, wr
 from pulse_edge.export.shape import DecoderShape, decoder_shape
 from pulse_edge.export.weights import Precision
 from pulse_edge.model.checkpoint import load_model, read_card
-from pulse_edge.model.layouts import HEAD
+from pulse_edge.model.layouts import HEAD, TABLE
 from pulse_edge.model.merge import KEPT
 from pulse_edge.model.pulse import PulseForConditionalGeneration
 from pulse_edge.model.quantized import QuantizedWeight
@@ -49,7 +49,7 @@ def export_to_folder(
     tokenizer = Tokenizer.from_folder(checkpoint)
     card = read_card(checkpoint)
     report("reading the checkpoint")
-    model = load_model(checkpoint)
+    model = load_model(checkpoint, packed=how.name in ("int8", "int4"))  # its integers are taken below
     shape, source = decoder_shape(model.config.text_config), _source(checkpoint, model, how)
     with atomic_folder(output) as folder:
         report("vision package")
@@ -73,7 +73,8 @@ def export_to_folder(
         path = folder / "preprocess.mlpackage"
         _finish(convert_preprocess(path, how.compute is np.float16), path, fields)
         path = folder / "embed.mlpackage"
-        table = source.weights("embed_tokens.weight")
+        name = "embed_tokens.weight"
+        table = source.integers[name] if name in source.integers else source.weights(name)
         _finish(convert_embedding(path, table, how, layout.context), path, fields)
         chunks = plan_chunks(shape, model.config.text_config.intermediate_size)
         _write_decoder(folder, layout, chunks, source, how, fields, report)
@@ -137,6 +138,8 @@ def _source(checkpoint: Path, model: PulseForConditionalGeneration, how: Precisi
             ("lm_head.weight" if name == HEAD else name.removeprefix("text.")): weight
             for name, weight in found.items()
         }
+        if model.config.tie_word_embeddings and TABLE in found:
+            integers["lm_head.weight"] = found[TABLE]
     return Source(weights_of(model), integers)
 
 

@@ -16,6 +16,7 @@ from pulse_edge.cli import (  # noqa: F401 - each registers itself
     prune,
     quantize,
     run,
+    search,
     serve,
     train,
     verify,

@@ -23,6 +23,11 @@ def export(
     profile: Annotated[str | None, typer.Option(help="Form of the decoder: trt, trt10.15 or ort.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted export.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be written.")] = False,
+    vision: Annotated[str, typer.Option(help="float or int8, for --target onnx.")] = "float",
+    calibration: Annotated[str | None, typer.Option(help="With int8: labels.csv or YAML file.")] = None,
+    records: Annotated[Path | None, typer.Option(help="With int8: labels.csv to measure on.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many of --records.")] = None,
+    accept_loss: Annotated[bool, typer.Option("--accept-loss", help="Keep it whatever it costs.")] = False,
     as_json: Json = False,
 ) -> None:
     """Export a model to a bundle that a device runs, and measure its parity."""
@@ -30,8 +35,9 @@ def export(
 
     with progress(not as_json) as (report, tick):
         result = commands.export(
-            target, model, device, precision, output, force, profile, resume, dry_run, report, tick
-        )
+            target, model, device, precision, output, force, profile, resume, dry_run, vision, calibration,
+            records, limit, accept_loss, report, tick,
+        )  # fmt: skip
     if as_json:
         print_json(result)
     elif dry_run:
@@ -64,6 +70,12 @@ def _print_bundle(result: dict[str, Any]) -> None:
         tiles = parity["tiles"]
         typer.echo(
             f"  tiles      {tiles['max_levels']} grey level(s) in {tiles['changed']:.3%} of the values"
+        )
+    found = parity.get("accuracy")
+    if found is not None and found["set"] is not None:
+        typer.echo(
+            f"accuracy     loss of macro AUROC {found['loss']:+.4f}, {found['flip_share']:.2%} of the labels "
+            f"flipped, {found['n']} ECGs, {found['set']}"
         )
     typer.echo(f"next         pulse-edge run {result['bundle']} --image PAGE.png")
 

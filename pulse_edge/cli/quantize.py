@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pulse_edge.cli.base import Json, app, print_json, stages
+from pulse_edge.contract import REPORT
 
 
 @app.command()
@@ -18,6 +19,9 @@ def quantize(
     group: Annotated[int | None, typer.Option(help="Weights that share a scale: 32, 64 or 128.")] = None,
     asymmetric: Annotated[bool, typer.Option("--asymmetric", help="Zero points; not for TensorRT.")] = False,
     method: Annotated[str, typer.Option(help="rtn, clip, awq or gptq.")] = "gptq",
+    embedding: Annotated[int, typer.Option(help="Bits of the embedding table: 16 or 8.")] = 16,
+    lm_head: Annotated[int, typer.Option("--lm-head", help="Bits of the head: 16 or 8.")] = 16,
+    plan: Annotated[Path | None, typer.Option(help="File of `search`: a form for every layer.")] = None,
     calibration: Annotated[str | None, typer.Option(help="labels.csv or YAML file to calibrate on.")] = None,
     calibration_size: Annotated[int | None, typer.Option(help="Pages to calibrate on.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the calibration set.")] = None,
@@ -33,8 +37,8 @@ def quantize(
 
     with stages() as tick:
         result = commands.quantize(
-            checkpoint, output, bits, group, asymmetric, method, calibration, calibration_size, seed,
-            force_text, records, split, limit, accept_loss, tick,
+            checkpoint, output, bits, group, asymmetric, method, embedding, lm_head, plan, calibration,
+            calibration_size, seed, force_text, records, split, limit, accept_loss, tick,
         )  # fmt: skip
     if as_json:
         print_json(result)
@@ -53,3 +57,4 @@ def quantize(
     typer.echo(f"accuracy     macro AUROC {before:.4f} -> {after:.4f}, loss {gate['loss']:+.4f}{within}")
     typer.echo(f"             {gate['flip_share']:.2%} of the labels flipped")
     typer.echo(f"             on {gate['n']} ECGs of {gate['patients']} patients, {gate['set']}")
+    typer.echo(f"certificate  {Path(result['checkpoint']) / REPORT}")

@@ -25,6 +25,7 @@ from pulse_edge.commands._plan import plan
 from pulse_edge.commands._prune import prune
 from pulse_edge.commands._quantize import quantize
 from pulse_edge.commands._run import run
+from pulse_edge.commands._search import search
 from pulse_edge.commands._serve import serve
 from pulse_edge.commands._train import train
 from pulse_edge.commands._verify import verify
@@ -48,6 +49,7 @@ __all__ = [
     "prune",
     "quantize",
     "run",
+    "search",
     "serve",
     "train",
     "verify",

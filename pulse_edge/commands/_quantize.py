@@ -5,9 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pulse_edge.errors import UserError
+
+if TYPE_CHECKING:
+    from pulse_edge.compress.form import Form
+    from pulse_edge.evaluate.gate import Budget
 
 
 def quantize(
@@ -17,6 +21,9 @@ def quantize(
     group: int | None = None,
     asymmetric: bool = False,
     method: str = "gptq",
+    embedding: int = 16,
+    lm_head: int = 16,
+    plan: Path | None = None,
     calibration: str | None = None,
     calibration_size: int | None = None,
     seed: int | None = None,
@@ -37,6 +44,9 @@ def quantize(
             and for 4 bits the largest of 128 and 64 that divides the model's widths.
         asymmetric: with zero points, which TensorRT does not take.
         method: rtn, clip, awq or gptq.
+        embedding: bits of the embedding table: 16 as it is, or 8 with a scale for every token.
+        lm_head: bits of the head, likewise; of a tied model the same as ``embedding``.
+        plan: file of `search` that says the form of every layer; ``bits`` and ``group`` are left out then.
         calibration: labels.csv, YAML file or registered name of the set to calibrate on; its training
             patients are used.
         calibration_size: pages of it.
@@ -60,6 +70,9 @@ def quantize(
     from pulse_edge.model.checkpoint import resolve_model
 
     source = resolve_model(checkpoint)
+    forms = None if plan is None else _forms(Path(plan), source)
+    if forms is not None:
+        bits = min((form.bits for form in forms.values() if form is not None), default=8)
     output = Path(output) if output is not None else Path(f"{source.resolve().name}-int{bits}")
     if records is None and not accept_loss:
         raise UserError(
@@ -67,11 +80,12 @@ def quantize(
             "add --accept-loss, which is recorded."
         )
     start = time.perf_counter()
-    chosen = group if group is not None or bits == 8 else _group(source)
+    chosen = group if group is not None or bits == 8 else usual_group(source)
     with disk_errors(output.parent):
         result = quantize_checkpoint(
             source, output, bits, chosen, not asymmetric, method, calibration, calibration_size, seed,
-            force_text, _gate(source, bits, records, split, limit, accept_loss, tick), tick,
+            force_text, gate_of(source, bits, records, split, limit, accept_loss, tick), tick, forms,
+            embedding, lm_head,
         )  # fmt: skip
     return {
         "checkpoint": str(output),
@@ -82,7 +96,7 @@ def quantize(
     }
 
 
-def _group(checkpoint: Path) -> int:
+def usual_group(checkpoint: Path) -> int:
     """Return the larger of 128 and 64 that divides the decoder's widths, 64 if neither does."""
     from pulse_edge.model.weights import read_json
 
@@ -92,7 +106,20 @@ def _group(checkpoint: Path) -> int:
     return 128 if all(isinstance(width, int) and width % 128 == 0 for width in widths) else 64
 
 
-def _gate(
+def _forms(plan: Path, source: Path) -> dict[str, Form | None]:
+    """Read a plan, and check that it was made for this checkpoint."""
+    from pulse_edge.bundle import sha256_file
+    from pulse_edge.compress import read_plan
+
+    found, weights = read_plan(plan)
+    if weights != {path.name: sha256_file(path) for path in sorted(source.glob("*.safetensors"))}:
+        raise UserError(
+            f"{plan} was made for other weights than those of {source}. Make one: pulse-edge search {source}"
+        )
+    return found
+
+
+def gate_of(
     source: Path,
     bits: int,
     records: Path | None,
@@ -100,8 +127,10 @@ def _gate(
     limit: int | None,
     accept_loss: bool,
     tick: Callable[[str, int, int], None],
+    budget: Budget | None = None,
 ) -> Callable[[Path], dict[str, Any]]:
-    """Return what scores the finished checkpoint beside the one that it came from."""
+    """Return what scores the finished checkpoint beside the one that it came from; the budget is that of
+    the bits unless another is given."""
     stage = f"int{bits}"
     if records is None:
         return lambda folder: {"stage": stage, "set": None, "passed": False, "accepted": ["not measured"]}
@@ -116,19 +145,13 @@ def _gate(
     read_labels(records)  # complain about the file before hours of work
 
     def measure(folder: Path) -> dict[str, Any]:
-        from pulse_edge.evaluate.gate import BUDGETS, compare, judge
-        from pulse_edge.evaluate.score import Scored, score_records
+        from pulse_edge.evaluate.certify import Trial, certify
+        from pulse_edge.evaluate.gate import BUDGETS
         from pulse_edge.runtimes.load import load
 
-        def score(path: Path, what: str) -> Scored:
-            def show(done: int, total: int) -> None:
-                tick(what, done, total)
-
-            return score_records(load(path, own=True), Path(records), split, limit, None, show)
-
-        found = compare(score(source, "scoring before"), score(folder, "scoring after"))
-        side = "all" if split is None else split
-        row = {"stage": stage, "set": f"{side} patients of {Path(records).name}"}
-        return {**row, **judge(found, BUDGETS[bits], accept_loss)}
+        trial = Trial(
+            stage, source, folder, Path(records), split, limit, budget or BUDGETS[bits], accept_loss
+        )
+        return certify(trial, lambda path: load(path, own=True), tick)
 
     return measure

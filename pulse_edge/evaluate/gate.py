@@ -35,12 +35,13 @@ class Budget:
 BUDGETS: Final = {8: Budget(0.002, 0.005), 4: Budget(0.005, 0.015)}  # by bits of the weights
 
 
-def compare(before: Scored, after: Scored) -> dict[str, Any]:
+def compare(before: Scored, after: Scored, intervals: bool = True) -> dict[str, Any]:
     """Compare two models on the same records.
 
     Args:
         before: scores of the model that a step began with.
         after: scores of its result, on the same records in the same order.
+        intervals: resample the patients, which takes seconds.
 
     Returns:
         ``n``, ``patients``, ``auroc`` and ``auroc_before`` (macro and by label), ``loss`` (of macro AUROC,
@@ -69,7 +70,7 @@ def compare(before: Scored, after: Scored) -> dict[str, Any]:
         "auroc": now,
         "auroc_before": then,
         "loss": None if macro_then is None or macro_now is None else macro_then - macro_now,
-        "loss_interval": _interval(before, after),
+        "loss_interval": _interval(before, after) if intervals else None,
         "flips": flips,
         "flip_share": float((old != new).mean()),
         "probability_max_abs": float(np.abs(before.score - after.score).max()),

@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 from sklearn.metrics import f1_score, roc_auc_score
 
 from pulse_edge.ecg.paper import PaperStyle, blank, render
@@ -211,6 +212,42 @@ def interval(true: Truth, score: Scores, patients: Sequence[str]) -> list[float]
         macro = auroc(true[picked], score[picked], names)["macro"]
         means += [macro] if macro is not None else []
     return [float(q) for q in np.percentile(means, [2.5, 97.5])] if means else None
+
+
+def label_intervals(
+    true: Truth, score: Scores, patients: Sequence[str], names: Sequence[str]
+) -> dict[str, list[float] | None]:
+    """Return the 95 % interval of every label's AUROC and of ``macro``, resampling patients with replacement.
+
+    None for fewer than 20 patients, or a label that no draw has both with and without.
+    """
+    rows = collections.defaultdict(list)
+    for k, patient in enumerate(patients):
+        rows[patient].append(k)
+    members = list(rows.values())
+    if len(members) < 20:
+        return dict.fromkeys(("macro", *names))
+    draw = np.random.default_rng(0)
+    found = np.empty((RESAMPLES, len(names)))
+    for k in range(RESAMPLES):
+        picked = np.concatenate([members[j] for j in draw.integers(0, len(members), len(members))])
+        found[k] = _areas(true[picked], score[picked])
+    known = ~np.isnan(found)
+    macro = np.where(known.any(1), np.nansum(found, 1) / np.maximum(known.sum(1), 1), np.nan)
+    columns = {"macro": macro, **dict(zip(names, found.T, strict=True))}
+    return {
+        name: [float(q) for q in np.nanpercentile(values, [2.5, 97.5])] if (~np.isnan(values)).any() else None
+        for name, values in columns.items()
+    }
+
+
+def _areas(true: Truth, score: Scores) -> Scores:
+    """AUROC of every column from ranks (Mann and Whitney, 1947); NaN where the truth is constant."""
+    ones = true.sum(0).astype(float)
+    zeros = len(true) - ones
+    ranks = np.where(true, rankdata(score, axis=0), 0.0).sum(0)
+    both = ones * zeros
+    return np.where(both > 0, (ranks - ones * (ones + 1) / 2) / np.maximum(both, 1), np.nan)
 
 
 def _mean(each: dict[str, float | None]) -> float | None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pulse_edge.contract import CHECKPOINT_CARD
 from pulse_edge.errors import CheckpointError, MissingExtraError, UnknownNameError, UserError
 from pulse_edge.model.layouts import HEAD, NEWLINE, TABLE, canonical, pulse_config
+from pulse_edge.model.quantized import INTEGERS
 from pulse_edge.model.tokenizer import TOKENIZER_CONFIG, Tokenizer
 from pulse_edge.model.weights import brief, open_weights, read_json, refuse, take_quantized
 
@@ -104,13 +105,17 @@ def write_card_field(folder: Path, name: str, value: Any) -> None:
         write_atomic(sums, text.encode())
 
 
-def load_model(path: str | Path, dtype: str | torch.dtype | None = None) -> PulseForConditionalGeneration:
+def load_model(
+    path: str | Path, dtype: str | torch.dtype | None = None, packed: bool = False
+) -> PulseForConditionalGeneration:
     """Load a checkpoint, ready for inference.
 
     Args:
         path: its folder, in the LLaVA or a Hugging Face layout, or a shipped model's name.
         dtype: of the weights in memory, e.g. ``"float32"``; ``None`` keeps them as they are, uncopied
             (those that stand as integers are given the embedding table's).
+        packed: where more than ``packed_linear.LARGE`` weights of the decoder stand as integers, they stay so in
+            memory, and every use of them is slower.
 
     Raises:
         CheckpointError: if anything is missing, left over, damaged or of another shape.
@@ -120,6 +125,7 @@ def load_model(path: str | Path, dtype: str | torch.dtype | None = None) -> Puls
     with _needs_torch():
         import torch
 
+        from pulse_edge.model.packed_linear import LARGE, pack, packed_size
         from pulse_edge.model.pulse import PulseConfig, PulseForConditionalGeneration
 
     kind = _dtype(dtype)
@@ -128,10 +134,10 @@ def load_model(path: str | Path, dtype: str | torch.dtype | None = None) -> Puls
     raw = read_json(settings)
     weights = open_weights(folder)
     kept = weights[TABLE].dtype if TABLE in weights else torch.float32
-    for name, weight in take_quantized(weights).items():  # what the integers stand for
-        weights[name] = torch.from_numpy(weight.dequantize()).to(kind or kept)
+    packed = packed and packed_size(weights) > LARGE
     try:
-        fields = pulse_config(raw, {name: tuple(tensor.shape) for name, tensor in weights.items()})
+        shapes = {name.removesuffix(INTEGERS): tuple(tensor.shape) for name, tensor in weights.items()}
+        fields = pulse_config(raw, shapes)
         config = PulseConfig.from_dict(fields)
         with torch.device("meta"):
             model = PulseForConditionalGeneration(config)
@@ -141,6 +147,10 @@ def load_model(path: str | Path, dtype: str | torch.dtype | None = None) -> Puls
         raise CheckpointError(
             f"{settings} does not describe a model ({brief(error)}). Restore the original file."
         ) from error
+    if packed:
+        pack(model, weights)
+    for name, weight in take_quantized(weights).items():  # what the integers stand for
+        weights[name] = torch.from_numpy(weight.dequantize()).to(kind or kept)
     _assign(model, weights, folder, kind)
     compute_buffers(model)
     model.tie_weights()

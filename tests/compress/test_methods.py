@@ -127,7 +127,7 @@ def test_awq_changes_no_output_but_lowers_the_error_of_rounding(family) -> None:
         handle.remove()
     weights = {name: layer.get_submodule(name).weight.data.clone() for name in grams}
     plain, form = dict(grams), Form(4, 64)
-    awq.smooth(layer, grams, form)
+    awq.smooth(layer, grams, lambda name: form)
     assert any(not torch.equal(weights[name], layer.get_submodule(name).weight.data) for name in weights)
     assert torch.allclose(run(), before, rtol=1e-3, atol=1e-4 * float(before.abs().max()))
     for name in ("self_attn.q_proj", "mlp.gate_proj"):

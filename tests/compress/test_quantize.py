@@ -15,10 +15,11 @@ from pulse_edge.compress.form import Form
 from pulse_edge.compress.journal import Journal
 from pulse_edge.compress.methods import METHODS
 from pulse_edge.compress.quantize import Settings, write_quantized
-from pulse_edge.compress.walk import advance, enter, observe, take_layer
+from pulse_edge.compress.walk import advance, enter, observe
 from pulse_edge.errors import BudgetError, GateError, UserError
 from pulse_edge.model.checkpoint import load_model, read_card
 from pulse_edge.model.layouts import canonical
+from pulse_edge.model.pieces import Pieces
 from pulse_edge.model.preprocess import preprocess
 from pulse_edge.model.quantized import quantized_names
 from pulse_edge.model.weights import open_weights, take_quantized
@@ -50,27 +51,27 @@ def make(checkpoint: Path, output: Path, method: str = "rtn", form: Form | None 
 
 
 def test_the_walk_computes_what_the_model_computes(small_checkpoint) -> None:
-    model = load_model(small_checkpoint, "float32")
+    model, pieces = load_model(small_checkpoint, "float32"), Pieces(small_checkpoint)
     page = np.random.default_rng(0).integers(0, 256, (200, 260, 3), np.uint8)
     ids = [1, 5, 6, -200, 7, 8, 9]
     prompt = (ids, torch.from_numpy(preprocess(page)), (260, 200))
-    hidden = list(enter(model, [prompt]))
+    hidden = list(enter(pieces, [prompt]))
     with torch.inference_mode():
         whole = model.model.language_model(
             inputs_embeds=hidden[0], use_cache=False, output_hidden_states=True
         )
     for k in range(len(model.model.language_model.layers)):
         assert torch.allclose(hidden[0], whole.hidden_states[k], atol=1e-5)
-        hidden = list(advance(model, take_layer(model, k), hidden))
+        hidden = list(advance(model, pieces.layer(k), hidden))
     last = model.model.language_model.norm(hidden[0])
     assert torch.allclose(last, whole.last_hidden_state, atol=1e-4)
 
 
 def test_second_moments_are_those_of_the_inputs(small_checkpoint) -> None:
-    model = load_model(small_checkpoint, "float32")
-    layer = take_layer(model, 0)
+    pieces = Pieces(small_checkpoint)
+    layer = pieces.layer(0)
     hidden = [torch.randn(1, 9, 32), torch.randn(1, 4, 32)]
-    grams = observe(model, layer, hidden)
+    grams = observe(pieces.model, layer, hidden)
     x = torch.cat([layer.input_layernorm(h)[0] for h in hidden])
     for name in ("q_proj", "k_proj", "v_proj"):
         assert torch.allclose(grams[f"self_attn.{name}"], x.T @ x / 13, atol=1e-5)

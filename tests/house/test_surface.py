@@ -31,6 +31,7 @@ VERBS = [
     "prune",
     "quantize",
     "run",
+    "search",
     "serve",
     "train",
     "verify",
