@@ -1,0 +1,141 @@
+"""Where the printed lines are around each node, as `runtimes/capture/lines.py` measures it: strided convolutions.
+
+Families come first, [2, ...]: lines across x, then across y.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pulse_edge.export.capture_graph.mesh import NODES, look, spread, within
+from pulse_edge.export.capture_graph.plain import FAR, array, choose, count, median, pick, true
+from pulse_edge.runtimes.capture.lines import _HARMONICS as HARMONICS
+from pulse_edge.runtimes.capture.lines import _PER_MM as PER_MM
+from pulse_edge.runtimes.capture.lines import _SHIFTS as SHIFTS
+from pulse_edge.runtimes.capture.lines import _WAVE as WAVE
+from pulse_edge.runtimes.capture.lines import PX_PER_MM
+
+PX_PER_NODE: Final = round(5 * PX_PER_MM)
+_MOST: Final = len(SHIFTS)
+
+
+def measure(signal: Tensor, mesh: Tensor, span: Tensor, window_mm: float) -> Tensor:
+    """Fourier coefficients of the lines around each node.
+
+    Args:
+        signal: float32 [1, 1, S, S].
+        mesh: float32 [2, N, N].
+        span: of the mesh.
+        window_mm: length of the Hann window.
+
+    Returns:
+        float32 [2, 2, HARMONICS, N, N]: family, real and imaginary part.
+    """
+    pixels = spread(PX_PER_NODE)
+    x, y = (pixels @ mesh[k] @ pixels.T for k in range(2))
+    at = (count((NODES - 1) * PX_PER_NODE) + 0.5) / PX_PER_NODE
+    sides = [true(at > span[axis, 0]) * true(at < span[axis, 1] - 1) for axis in range(2)]
+    flat = look(signal, x, y) * sides[0][:, None] * sides[1][None]
+    half = round(window_mm * PX_PER_MM / 2)
+    place = np.arange(-half, half) + 0.5
+    hann = np.cos(np.pi * place / (2 * half)) ** 2
+    turn = 2 * np.pi / PX_PER_NODE * np.outer(np.arange(1, HARMONICS + 1), place)
+    waves = array(np.concatenate([np.cos(turn), -np.sin(turn)]) * hann)[:, None]  # [2 K, 1, 2 half]
+    window = array(hann)[None, None]
+    out = []
+    for axis in (2, 3):  # that the window of the neighbouring lines runs along
+        first = functional.conv2d(flat, window.unsqueeze(5 - axis), **_along(axis, half))
+        out.append(functional.conv2d(first, waves.unsqueeze(axis), **_along(5 - axis, half))[0])
+    return torch.stack(out).reshape(2, 2, HARMONICS, NODES, NODES)
+
+
+def _along(axis: int, half: int) -> dict[str, list[int]]:
+    """Stride and padding of a filter along rows (2) or columns (3) of a picture."""
+    down = axis == 2
+    return {"stride": [PX_PER_NODE, 1] if down else [1, PX_PER_NODE], "padding": [half, 0] if down else [0, half]}
+
+
+def correlate(coefficients: Tensor, template: Tensor, span: Tensor) -> Tensor:
+    """Correlation of each node's lines with templates [2, K] at every shift: [2, shifts, N, N]."""
+    size = torch.sqrt((coefficients**2).sum((1, 2))) + 1e-9
+    shown = within(span).reshape(1, -1).expand(2, -1)
+    floor = 0.3 * median(size.reshape(2, -1), shown)
+    size = torch.maximum(size.reshape(2, -1), floor)
+    unit = template / torch.sqrt((template**2).sum(1, keepdim=True))
+    weighted = coefficients * unit[:, None, :, None, None]
+    weighted = weighted.reshape(2, 2 * HARMONICS, -1) / size[:, None]
+    wave = array(np.concatenate([WAVE.real, -WAVE.imag]).T)
+    return (wave @ weighted).reshape(2, _MOST, NODES, NODES)
+
+
+def repeats(score: Tensor, span: Tensor) -> Tensor:
+    """How high a node's score still is 1 mm beside its best, float32 [2]: near 1 where all lines are alike."""
+    best, at = score.amax(1), score.argmax(1, keepdim=True).to(torch.float32)
+    beside = []
+    for step in (-PER_MM, PER_MM):
+        place = at + step
+        place = place + _MOST * true(place < -0.5) - _MOST * true(place > _MOST - 0.5)
+        beside.append(torch.gather(score, 1, place.to(torch.int64))[:, 0])
+    other = torch.maximum(*beside)
+    weight = torch.clamp(best, min=0) ** 2 * within(span)
+    share = (weight * other / torch.clamp(best, min=1e-9)).sum((1, 2))
+    return share / torch.clamp(weight.sum((1, 2)), min=1e-9)
+
+
+def global_shift(score: Tensor, span: Tensor) -> Tensor:
+    """The shift in millimetres of the whole mesh that puts its nodes on 5 mm lines, float32 [2]."""
+    total = (score * within(span)).sum((2, 3))
+    return pick(array(SHIFTS), total.argmax(1).to(torch.float32))
+
+
+def vote(score: Tensor, sigma: float, span: Tensor) -> Tensor:
+    """Average scores over neighbouring nodes of the span."""
+    at = count(NODES)
+    matrices = []
+    for axis in range(2):
+        real = true(at > span[axis, 0] - 0.5) * true(at < span[axis, 1] - 0.5)
+        weight = torch.exp(-0.5 * ((at[:, None] - at[None]) / sigma) ** 2) * real
+        matrices.append(weight / torch.clamp(weight.sum(1, keepdim=True), min=1e-9))
+    return matrices[0] @ score @ matrices[1].T
+
+
+def best_shift(score: Tensor, reach: float, tight: Tensor) -> tuple[Tensor, Tensor]:
+    """The shift of the highest score within reach, interpolated, and that score: [2, N, N] each.
+
+    Args:
+        score: float32 [2, shifts, N, N].
+        reach: in millimetres.
+        tight: float32 [2], 1 for families whose reach is at most half a millimetre.
+    """
+    ends = []
+    for limit in (reach, min(reach, 0.5)):
+        allowed = np.flatnonzero(np.abs(SHIFTS) <= limit)
+        ends.append(array([allowed[0], allowed[-1]]))
+    first, last = (ends[0][k] + tight[:, None, None, None] * (ends[1][k] - ends[0][k]) for k in range(2))
+    index = count(_MOST)[None, :, None, None]
+    allowed = (true(index > first - 0.5) * true(index < last + 0.5)).expand_as(score)
+    k = choose(allowed, score, score * 0 - FAR).argmax(1, keepdim=True).to(torch.float32)
+    edge = true(k < first + 0.5) + true(k > last - 0.5)
+    k = torch.minimum(torch.maximum(k, first + 1), last - 1)
+    near = torch.gather(score, 1, torch.cat([k - 1, k, k + 1], 1).to(torch.int64))
+    before, here, after = near[:, 0], near[:, 1], near[:, 2]
+    bend = before - 2 * here + after
+    vertex = torch.clamp((before - after) / torch.clamp(2 * bend, max=-1e-9), -0.5, 0.5) * true(bend < 0)
+    step = float(SHIFTS[1] - SHIFTS[0])
+    shift = float(SHIFTS[0]) + step * (k[:, 0] + vertex)
+    return shift, torch.clamp(here, 0, 1) * (1 - edge[:, 0])
+
+
+def learn(coefficients: Tensor, shift: Tensor, sure: Tensor) -> Tensor:
+    """What this grid looks like: mean coefficients of the sure nodes, moved into place; [2, K]."""
+    order = (count(HARMONICS) + 1)[None, :, None, None]
+    turn = (2 * np.pi / 5) * shift[:, None] * order
+    real = coefficients[:, 0] * torch.cos(turn) - coefficients[:, 1] * torch.sin(turn)
+    size = torch.sqrt((coefficients**2).sum((1, 2)))[:, None] + 1e-9
+    mean = torch.clamp((real / size * sure[:, None] ** 2).sum((2, 3)), min=0)
+    return mean / torch.clamp(torch.sqrt((mean**2).sum(1, keepdim=True)), min=1e-9) + 0.02
