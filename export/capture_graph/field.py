@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pulse_edge.export.capture_graph.mesh import NODES, along, within
+from pulse_edge.export.capture_graph.mesh import NODES, Span
 from pulse_edge.export.capture_graph.plain import array, choose, count, median, solve, true
 from pulse_edge.runtimes.capture.field import _DECAY as DECAY
 
 _TURNS: Final = (12, 6, 6, 6)  # steps between reweightings
 
 
-def smooth_field(values: Tensor, weight: Tensor, stiffness: float, span: Tensor) -> tuple[Tensor, Tensor]:
+def smooth_field(values: Tensor, weight: Tensor, stiffness: float, span: Span) -> tuple[Tensor, Tensor]:
     """Fit smooth fields to values of which some are wrong, both families at once.
 
     Args:
@@ -27,13 +27,13 @@ def smooth_field(values: Tensor, weight: Tensor, stiffness: float, span: Tensor)
     Returns:
         The fields and the residual of each value, float32 [2, N, N] each; 0 beyond the span.
     """
-    real = within(span)
+    real = span.real
     values, weight = values * real, weight * real
-    mask = real.reshape(1, -1).expand(2, -1)
+    mask = torch.cat([real.reshape(1, -1)] * 2)
     rows, columns = (_cosines(span, axis) for axis in range(2))
     bend = []
     for axis in range(2):
-        n = span[axis, 1] - span[axis, 0]
+        n = span.end[axis] - span.first[axis]
         bend.append(2 - 2 * torch.cos(np.pi * count(NODES) / n))
     filtering = 1 / (1 + stiffness * (bend[0][:, None] + bend[1][None]) ** 2)
     base = (weight / torch.clamp(weight.amax((1, 2), keepdim=True), min=1e-9)) ** 2
@@ -55,13 +55,13 @@ def smooth_field(values: Tensor, weight: Tensor, stiffness: float, span: Tensor)
     return field, off
 
 
-def _cosines(span: Tensor, axis: int) -> Tensor:
+def _cosines(span: Span, axis: int) -> Tensor:
     """Orthonormal cosine transform of a span, [N, N]: frequency, node; 0 beyond."""
-    first, n = span[axis, 0], span[axis, 1] - span[axis, 0]
+    first, n = span.first[axis], span.end[axis] - span.first[axis]
     k, node = count(NODES)[:, None], count(NODES)[None]
     wave = torch.cos(np.pi / n * k * (node - first + 0.5))
     size = torch.sqrt((2 - true(k < 0.5)) / n)
-    return wave * size * true(k < n - 0.5) * along(span, axis)[None]
+    return wave * size * true(k < n - 0.5) * span.along[axis][None]
 
 
 def continue_mesh(mesh: Tensor, held: Tensor) -> Tensor:
@@ -92,36 +92,38 @@ def continue_mesh(mesh: Tensor, held: Tensor) -> Tensor:
 def _homography(mesh: Tensor, held: Tensor) -> Tensor:
     """The homography of node indices that fits held nodes best, at all nodes: [2, N, N].
 
-    Linear least squares, then twice with the weights that make its errors those in pixels.
+    Linear least squares, then once more with the weights that make its errors those in pixels. With the same
+    weights for x and y, six of the eight unknowns are eliminated by one 3 x 3 matrix.
     """
     total = torch.clamp(held.sum(), min=1)
     middle = (mesh * held).sum((1, 2), keepdim=True) / total
     size = torch.clamp(torch.sqrt((((mesh - middle) ** 2) * held).sum() / total), min=1.0)
     target = ((mesh - middle) / size).reshape(2, -1)
-    r = count(NODES)[:, None].expand(NODES, NODES)
-    c = count(NODES)[None].expand(NODES, NODES)
+    along = count(NODES)
     places = []
-    for part in (c, r):
+    for part in (along[None] + 0 * along[:, None], along[:, None] + 0 * along[None]):
         mean = (part * held).sum() / total
         spread = torch.clamp(torch.sqrt((((part - mean) ** 2) * held).sum() / total), min=0.5)
         places.append(((part - mean) / spread).reshape(-1))
-    u, v = places
-    one, none = torch.ones_like(u), torch.zeros_like(u)
-    rows = []
-    for k, before, after in ((0, [], [none, none, none]), (1, [none, none, none], [])):
-        to = target[k]
-        rows.append(torch.stack([*before, u, v, one, *after, -u * to, -v * to], 1))
-    weight, found = held.reshape(-1), torch.zeros(8, 1)
-    down = one
-    for _ in range(3):
-        normal, right = torch.zeros(8, 8), torch.zeros(8, 1)
+    place = torch.stack(places)  # [2, n]
+    full = torch.cat([place, torch.ones_like(place[:1])])  # [3, n]
+    weight, down = held.reshape(-1) / total, torch.ones_like(place[0])
+    flat = target
+    for _ in range(2):
+        scaled = weight / (down * down)
+        # Unknowns: three of x, three of y, and two that both share, met with -place * target.
+        moment = (full * scaled) @ full.T + torch.eye(3) * 1e-9
+        both = place[None] * target[:, None]  # [2, 2, n]
+        right = torch.cat([-both[0], -both[1], target]) * scaled  # [6, n]
+        side = full @ right.T  # [3, 6]
+        solved = solve(moment, side)
+        shared, wanted = torch.eye(2) * 1e-9, torch.zeros(2, 1)
         for k in range(2):
-            scaled = rows[k] * (weight / (down * down))[:, None]
-            normal = normal + scaled.T @ rows[k]
-            right = right + scaled.T @ target[k][:, None]
-        found = solve(normal / total + torch.eye(8) * 1e-9, right / total)
-        h = found[:, 0]
-        down = torch.clamp(h[6] * u + h[7] * v + 1, min=0.1)
-    h = found[:, 0]
-    flat = torch.stack([h[0] * u + h[1] * v + h[2], h[3] * u + h[4] * v + h[5]]) / down
+            part, aim = side[:, 2 * k : 2 * k + 2], solved[:, 4 + k : 5 + k]
+            shared = shared + (both[k] * scaled) @ both[k].T - part.T @ solved[:, 2 * k : 2 * k + 2]
+            wanted = wanted - (both[k] * scaled) @ target[k][:, None] - part.T @ aim
+        tilt = solve(shared, wanted)  # [2, 1]
+        down = torch.clamp((tilt * place).sum(0) + 1, min=0.1)
+        lines = [solved[:, 4 + k : 5 + k] - solved[:, 2 * k : 2 * k + 2] @ tilt for k in range(2)]
+        flat = torch.cat(lines, 1).T @ full / down
     return flat.reshape(2, NODES, NODES) * size + middle

@@ -23,13 +23,13 @@ _WIDE: Final = 2 * _SIDE + 1
 
 def follow(found: Spectra, seed: Seed) -> Tensor:
     """Follow the grid through the picture; frequencies as :func:`peaks`."""
-    n = len(found.across)
+    n = found.side
     total = n * n
     row, column = count(total) // n, count(total) % n
     apart = torch.maximum(torch.abs(row[:, None] - row), torch.abs(column[:, None] - column))
     beside = true(apart < 1.5) * found.filled
     done = true(torch.abs(count(total) - seed.window) < 0.5)
-    expected = seed.frequency[None].expand(total, 2, 2)
+    expected = seed.frequency[None] + torch.zeros(total, 2, 2)
     where, weight = torch.zeros(total, 2, 2), torch.zeros(total, 2)
     for sweep in range(n):
         if sweep:
@@ -41,8 +41,8 @@ def follow(found: Spectra, seed: Seed) -> Tensor:
             reached = done
         new = reached if not sweep else reached * (1 - done)
         place, sure = peaks(found, expected, REACH)
-        where = choose(new[:, None, None].expand_as(where), place, where)
-        weight = choose(new[:, None].expand_as(weight), sure, weight)
+        where = choose(new[:, None, None], place, where)
+        weight = choose(new[:, None], sure, weight)
         done = torch.maximum(done, new)
     return where
 
@@ -79,7 +79,7 @@ def peaks(found: Spectra, around: Tensor, reach: float) -> tuple[Tensor, Tensor]
     place = middle + torch.stack([pick(dx, at), pick(dy, at)], 1)
     place = place + torch.cat([_vertex(left, here, right), _vertex(above, here, below)], 1)
     weight = torch.clamp(here - torch.log(level + 2e-6), min=0) * valid
-    sure = true(weight > SURE).expand_as(place)
+    sure = true(weight > SURE)
     where = choose(sure, place * flip / WINDOW, expected)
     return where.reshape(n, 2, 2), weight.reshape(n, 2)
 
@@ -96,8 +96,7 @@ def _patch(power: Tensor, middle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     n = power.shape[0]
     along = count(_WIDE) - _SIDE
-    dx = along[None].expand(_WIDE, _WIDE).reshape(-1)
-    dy = along[:, None].expand(_WIDE, _WIDE).reshape(-1)
+    dx, dy = along.repeat(_WIDE), along.repeat_interleave(_WIDE)
     column, row = middle[:, :1] + dx, middle[:, 1:] + dy
     row = row * (1 - 2 * true(column < -0.5))
     row = torch.clamp(row + WINDOW * true(row < -0.5), 0, WINDOW - 1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pulse_edge.export.capture_graph.mesh import NODES, look, spread, within
+from pulse_edge.export.capture_graph.mesh import NODES, Span, look, spread
 from pulse_edge.export.capture_graph.plain import FAR, array, choose, count, median, pick, true
 from pulse_edge.runtimes.capture.lines import _HARMONICS as HARMONICS
 from pulse_edge.runtimes.capture.lines import _PER_MM as PER_MM
@@ -24,46 +24,63 @@ PX_PER_NODE: Final = round(5 * PX_PER_MM)
 _MOST: Final = len(SHIFTS)
 
 
-def measure(signal: Tensor, mesh: Tensor, span: Tensor, window_mm: float) -> Tensor:
-    """Fourier coefficients of the lines around each node.
+class Ruler:
+    """Measures the lines around nodes in a line signal, float32 [1, 1, S, S]."""
 
-    Args:
-        signal: float32 [1, 1, S, S].
-        mesh: float32 [2, N, N].
-        span: of the mesh.
-        window_mm: length of the Hann window.
+    def __init__(self, signal: Tensor) -> None:
+        self.signal = signal
+        self._pixels = spread(PX_PER_NODE)
+        self._windows: dict[float, Tensor] = {}
+        self._at = (count((NODES - 1) * PX_PER_NODE) + 0.5) / PX_PER_NODE
 
-    Returns:
-        float32 [2, 2, HARMONICS, N, N]: family, real and imaginary part.
-    """
-    pixels = spread(PX_PER_NODE)
-    x, y = (pixels @ mesh[k] @ pixels.T for k in range(2))
-    at = (count((NODES - 1) * PX_PER_NODE) + 0.5) / PX_PER_NODE
-    sides = [true(at > span[axis, 0]) * true(at < span[axis, 1] - 1) for axis in range(2)]
-    flat = look(signal, x, y) * sides[0][:, None] * sides[1][None]
+    def measure(self, mesh: Tensor, span: Span, window_mm: float) -> Tensor:
+        """Fourier coefficients of the lines around each node.
+
+        Args:
+            mesh: float32 [2, N, N].
+            span: of the mesh.
+            window_mm: length of the Hann window.
+
+        Returns:
+            float32 [2, 2, HARMONICS, N, N]: family, real and imaginary part.
+        """
+        # In grid_sample's coordinates from the start: fewer operations on whole pictures.
+        unit = mesh * (2 / (self.signal.shape[-1] - 1)) - 1
+        x, y = (self._pixels @ unit[k] @ self._pixels.T for k in range(2))
+        flat = look(self.signal, x, y)[0, 0]
+        half, waves = _waves(window_mm)
+        window = self._window(window_mm, half)
+        down, across = (
+            true(self._at > span.first[axis]) * true(self._at < span.end[axis] - 1) for axis in range(2)
+        )
+        # Families: the window of the neighbouring lines runs down, or across.
+        first = torch.stack([((window * down) @ flat) * across, ((window * across) @ flat.T) * down])
+        found = functional.conv2d(first[:, None], waves, stride=[1, PX_PER_NODE], padding=[0, half])
+        found = torch.stack([found[0], found[1].transpose(1, 2)])
+        return found.reshape(2, 2, HARMONICS, NODES, NODES)
+
+    def _window(self, window_mm: float, half: int) -> Tensor:
+        """Hann window around each node, [N, pixels]."""
+        if window_mm not in self._windows:
+            away = (self._at[None] - count(NODES)[:, None]) * PX_PER_NODE
+            window = torch.cos(np.pi / (2 * half) * away) ** 2 * true(torch.abs(away) < half)
+            self._windows[window_mm] = window
+        return self._windows[window_mm]
+
+
+def _waves(window_mm: float) -> tuple[int, Tensor]:
+    """Half a window's pixels, and its filters, [2 HARMONICS, 1, 1, pixels]."""
     half = round(window_mm * PX_PER_MM / 2)
     place = np.arange(-half, half) + 0.5
     hann = np.cos(np.pi * place / (2 * half)) ** 2
     turn = 2 * np.pi / PX_PER_NODE * np.outer(np.arange(1, HARMONICS + 1), place)
-    waves = array(np.concatenate([np.cos(turn), -np.sin(turn)]) * hann)[:, None]  # [2 K, 1, 2 half]
-    window = array(hann)[None, None]
-    out = []
-    for axis in (2, 3):  # that the window of the neighbouring lines runs along
-        first = functional.conv2d(flat, window.unsqueeze(5 - axis), **_along(axis, half))
-        out.append(functional.conv2d(first, waves.unsqueeze(axis), **_along(5 - axis, half))[0])
-    return torch.stack(out).reshape(2, 2, HARMONICS, NODES, NODES)
+    return half, array(np.concatenate([np.cos(turn), -np.sin(turn)]) * hann)[:, None, None]
 
 
-def _along(axis: int, half: int) -> dict[str, list[int]]:
-    """Stride and padding of a filter along rows (2) or columns (3) of a picture."""
-    down = axis == 2
-    return {"stride": [PX_PER_NODE, 1] if down else [1, PX_PER_NODE], "padding": [half, 0] if down else [0, half]}
-
-
-def correlate(coefficients: Tensor, template: Tensor, span: Tensor) -> Tensor:
+def correlate(coefficients: Tensor, template: Tensor, span: Span) -> Tensor:
     """Correlation of each node's lines with templates [2, K] at every shift: [2, shifts, N, N]."""
     size = torch.sqrt((coefficients**2).sum((1, 2))) + 1e-9
-    shown = within(span).reshape(1, -1).expand(2, -1)
+    shown = torch.cat([span.real.reshape(1, -1)] * 2)
     floor = 0.3 * median(size.reshape(2, -1), shown)
     size = torch.maximum(size.reshape(2, -1), floor)
     unit = template / torch.sqrt((template**2).sum(1, keepdim=True))
@@ -73,7 +90,7 @@ def correlate(coefficients: Tensor, template: Tensor, span: Tensor) -> Tensor:
     return (wave @ weighted).reshape(2, _MOST, NODES, NODES)
 
 
-def repeats(score: Tensor, span: Tensor) -> Tensor:
+def repeats(score: Tensor, span: Span) -> Tensor:
     """How high a node's score still is 1 mm beside its best, float32 [2]: near 1 where all lines are alike."""
     best, at = score.amax(1), score.argmax(1, keepdim=True).to(torch.float32)
     beside = []
@@ -82,26 +99,25 @@ def repeats(score: Tensor, span: Tensor) -> Tensor:
         place = place + _MOST * true(place < -0.5) - _MOST * true(place > _MOST - 0.5)
         beside.append(torch.gather(score, 1, place.to(torch.int64))[:, 0])
     other = torch.maximum(*beside)
-    weight = torch.clamp(best, min=0) ** 2 * within(span)
+    weight = torch.clamp(best, min=0) ** 2 * span.real
     share = (weight * other / torch.clamp(best, min=1e-9)).sum((1, 2))
     return share / torch.clamp(weight.sum((1, 2)), min=1e-9)
 
 
-def global_shift(score: Tensor, span: Tensor) -> Tensor:
+def global_shift(score: Tensor, span: Span) -> Tensor:
     """The shift in millimetres of the whole mesh that puts its nodes on 5 mm lines, float32 [2]."""
-    total = (score * within(span)).sum((2, 3))
+    total = (score * span.real).sum((2, 3))
     return pick(array(SHIFTS), total.argmax(1).to(torch.float32))
 
 
-def vote(score: Tensor, sigma: float, span: Tensor) -> Tensor:
-    """Average scores over neighbouring nodes of the span."""
-    at = count(NODES)
+def voters(sigma: float, span: Span) -> tuple[Tensor, Tensor]:
+    """Matrices [N, N] that average over neighbouring rows and columns of the span."""
+    apart = count(NODES)[:, None] - count(NODES)[None]
     matrices = []
-    for axis in range(2):
-        real = true(at > span[axis, 0] - 0.5) * true(at < span[axis, 1] - 0.5)
-        weight = torch.exp(-0.5 * ((at[:, None] - at[None]) / sigma) ** 2) * real
+    for real in span.along:
+        weight = torch.exp(-0.5 * (apart / sigma) ** 2) * real
         matrices.append(weight / torch.clamp(weight.sum(1, keepdim=True), min=1e-9))
-    return matrices[0] @ score @ matrices[1].T
+    return matrices[0], matrices[1]
 
 
 def best_shift(score: Tensor, reach: float, tight: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,7 +134,7 @@ def best_shift(score: Tensor, reach: float, tight: Tensor) -> tuple[Tensor, Tens
         ends.append(array([allowed[0], allowed[-1]]))
     first, last = (ends[0][k] + tight[:, None, None, None] * (ends[1][k] - ends[0][k]) for k in range(2))
     index = count(_MOST)[None, :, None, None]
-    allowed = (true(index > first - 0.5) * true(index < last + 0.5)).expand_as(score)
+    allowed = true(index > first - 0.5) * true(index < last + 0.5)
     k = choose(allowed, score, score * 0 - FAR).argmax(1, keepdim=True).to(torch.float32)
     edge = true(k < first + 0.5) + true(k > last - 0.5)
     k = torch.minimum(torch.maximum(k, first + 1), last - 1)

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from pulse_edge.export.capture_graph.follow import follow, peaks
-from pulse_edge.export.capture_graph.plain import FAR, array, choose, count, median, solve, true
+from pulse_edge.export.capture_graph.mesh import NODES, Span
+from pulse_edge.export.capture_graph.plain import FAR, array, choose, count, inverse, median, true
 from pulse_edge.export.capture_graph.seed import Seed
 from pulse_edge.export.capture_graph.spectra import Spectra
 from pulse_edge.runtimes.capture.frequency import SURE
 from pulse_edge.runtimes.capture.phase import _STIFF
 
 # Degree, reach, rounds of reweighting: the first two steps only say where the next one looks.
-_STEPS: Final = ((3, 0.08, 3), (4, 0.06, 3), (5, 0.06, 6))
+_STEPS: Final = ((3, 0.08, 2), (4, 0.06, 2), (5, 0.06, 6))
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def fit_phase(found: Spectra, seed: Seed) -> Phase:
     around = follow(found, seed)
     centre, filled = found.centre, found.filled[:, None]
     middle = (centre * filled).sum(0) / filled.sum()
-    scale = torch.clamp((torch.abs(centre - middle) * filled).amax(), min=1.0)
+    scale = torch.clamp((torch.abs(centre - middle) * filled).max(), min=1.0)
     unit = (centre - middle) / scale
     weights, trust = torch.zeros(1, 2), torch.zeros(1, 2)
     for degree, reach, rounds in _STEPS:
@@ -83,9 +84,9 @@ def _fit(
     strong = true(base > SURE)
     kept, found, trust = base, torch.zeros(2, terms, 1), base
     for _ in range(rounds):
-        rows = flat[None] * kept[:, :, None].expand(2, -1, 2).reshape(2, -1, 1)
+        rows = flat[None] * torch.stack([kept, kept], -1).reshape(2, -1, 1)
         normal = rows.transpose(1, 2) @ flat + ridge * kept.sum(1)[:, None, None]
-        found = solve(normal, rows.transpose(1, 2) @ target)
+        found = inverse(normal) @ (rows.transpose(1, 2) @ target)
         off = (flat @ found - target).reshape(2, -1, 2) / scale
         error = torch.sqrt((off**2).sum(-1))
         typical = torch.clamp(median(error, strong), min=1e-4)
@@ -114,25 +115,23 @@ def monomials(unit: Tensor, powers: np.ndarray, derivative: int | None = None) -
     return parts[0] * parts[1] * array(factor)
 
 
-def first_mesh(phase: Phase, found: Spectra, size: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
+def first_mesh(phase: Phase, found: Spectra, size: Tensor) -> tuple[Tensor, Span]:
     """Make a mesh of the part of the picture where the grid was seen.
 
     Args:
         phase: the smooth map.
         found: the spectra, for the places of the windows.
         size: float32 [2], height and width.
-        nodes: along a side of the fixed mesh.
 
     Returns:
-        The mesh, float32 [2, nodes, nodes] (x and y), right within the span only; and the span, float32 [2, 2],
-        by axis (rows, columns) the first node and the one behind the last.
+        The mesh, float32 [2, N, N] (x and y), right within the span only, and the span.
     """
     points, shown = _samples(phase, found, size)
     mm = phase.at(points)
     far = (1 - shown[:, None]) * FAR
     low = torch.floor((mm + far).amin(0) / 5) - 1
     high = torch.ceil((mm - far).amax(0) / 5) + 1
-    length = torch.clamp(high - low + 1, max=nodes - 2 * MARGIN)
+    length = torch.clamp(high - low + 1, max=NODES - 2 * MARGIN)
     low = low + torch.floor(torch.clamp(high - low + 1 - length, min=0) / 2)
     kept = shown[:, None]
     middle = (mm * kept).sum(0) / torch.clamp(kept.sum(), min=1)
@@ -141,14 +140,13 @@ def first_mesh(phase: Phase, found: Spectra, size: Tensor, nodes: int) -> tuple[
     known = chebyshev((mm - middle) / reach) * kept
     normal = known.T @ known
     ridge = torch.eye(normal.shape[0]) * (1e-6 * kept.sum() + 1e-6)
-    weights = solve(normal + ridge, known.T @ (points - centre))
-    index = (count(nodes)[None] - MARGIN + low[:, None]) * 5  # [x or y, node]
-    x, y = index[0][None].expand(nodes, nodes), index[1][:, None].expand(nodes, nodes)
+    weights = inverse(normal + ridge) @ (known.T @ (points - centre))
+    index = (count(NODES)[None] - MARGIN + low[:, None]) * 5  # [x or y, node]
+    x, y = index[0][None] + 0 * index[1][:, None], index[1][:, None] + 0 * index[0][None]
     at = torch.stack([x.reshape(-1), y.reshape(-1)], 1)
     mesh = chebyshev((at - middle) / reach) @ weights + centre
-    begin = torch.full((2,), float(MARGIN))
-    span = torch.stack([begin, begin + length.flip(0)], 1)
-    return mesh.T.reshape(2, nodes, nodes), span
+    begin = array([MARGIN, MARGIN])
+    return mesh.T.reshape(2, NODES, NODES), Span(begin, begin + length.flip(0))
 
 
 MARGIN: Final = 7  # nodes before the first mesh: five by which it may be widened, two that interpolation reads
@@ -157,14 +155,14 @@ _SAMPLES: Final = 40
 
 def _samples(phase: Phase, found: Spectra, size: Tensor) -> tuple[Tensor, Tensor]:
     """Pixels [n, 2] spread over the picture, and 1 for those in windows where both families were seen."""
-    n = len(found.across)
-    step = size.amax() / _SAMPLES
+    n = found.side
+    step = size.max() / _SAMPLES
     along = count(_SAMPLES + 1) * step - 0.5
     seen = (true(phase.trust.amin(1) > 0) * found.filled).reshape(n, n)
     beside = [true(torch.abs(along[:, None] - middle) <= 128) for middle in (found.across, found.down)]
     inside = true(along < size[0])[:, None] * true(along < size[1])[None]
     shown = true(beside[1] @ seen @ beside[0].T > 0.5) * inside
-    x, y = along[None].expand(len(along), -1), along[:, None].expand(-1, len(along))
+    x, y = along[None] + 0 * along[:, None], along[:, None] + 0 * along[None]
     return torch.stack([x.reshape(-1), y.reshape(-1)], 1), shown.reshape(-1)
 
 

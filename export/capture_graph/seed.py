@@ -54,15 +54,15 @@ def find_seeds(found: Spectra, wanted: int) -> list[Seed]:
     ones = torch.ones_like(level)
     middle = quantile(level, ones, 0.5, level.max(1, keepdim=True).values)
     score = _comb_score(level / torch.clamp(middle, min=1e-6))
-    score = choose(true(groups.sum(1) > 0)[:, None, None].expand_as(score), score, score * 0 - FAR)
-    best = torch.topk(score.amax((1, 2)), min(TRIED, len(score))).indices
+    score = choose(true(groups.sum(1) > 0)[:, None, None], score, score * 0 - FAR)
+    best = torch.topk(score.amax((1, 2)), min(TRIED, score.shape[0])).indices
     score, centre = torch.index_select(score, 0, best), torch.index_select(centre, 0, best)
     return _pairs(score, centre, wanted)
 
 
 def _groups(found: Spectra) -> tuple[Tensor, Tensor]:
     """Weights [g, windows] of the means over groups of nine windows, and the middle window of each, [g]."""
-    n = len(found.across)
+    n = found.side
     places = list(range(1, n - 1, 3)) or [n // 2]
     member, middle = [], []
     for axis in range(2):
@@ -137,7 +137,7 @@ def _pairs(score: Tensor, centre: Tensor, wanted: int) -> list[Seed]:
         close = true(torch.abs(spacing - near) < _NEAR + 0.5)
         partner = choose(close, line, line * 0 - FAR).argmax().to(torch.float32)
         pair = torch.stack([_vector(first, near), _vector(second, partner)])
-        seeds.append(Seed(arrange(pair), pick(centre, group[None])[0], total.amax()))
+        seeds.append(Seed(arrange(pair), pick(centre, group[None])[0], total.max()))
         same = between(count(groups), group, group + 1)[:, None, None, None] * close
         total = total - 2 * FAR * same
     return seeds

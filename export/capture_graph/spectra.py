@@ -26,6 +26,7 @@ class Spectra:
         down: float32 [n], y of each row.
         counts: float32 [2], rows and columns that the picture fills.
         filled: float32 [n * n], 1 for windows of the picture.
+        side: n.
     """
 
     power: Tensor
@@ -33,12 +34,12 @@ class Spectra:
     down: Tensor
     counts: Tensor
     filled: Tensor
+    side: int
 
     @property
     def centre(self) -> Tensor:
         """float32 [n * n, 2], pixel (x, y) in the middle of each window."""
-        n = len(self.across)
-        x, y = self.across[None].expand(n, n), self.down[:, None].expand(n, n)
+        x, y = self.across[None] + 0 * self.down[:, None], self.down[:, None] + 0 * self.across[None]
         return torch.stack([x.reshape(-1), y.reshape(-1)], 1)
 
 
@@ -67,7 +68,7 @@ def spectra(signal: Tensor, size: Tensor) -> Spectra:
     middle = (WINDOW - 1) / 2
     filled = (real[0][:, None] * real[1][None]).reshape(-1)
     flat = power.reshape(most * most, WINDOW * HALF)
-    return Spectra(flat, starts[1] + middle, starts[0] + middle, counts, filled)
+    return Spectra(flat, starts[1] + middle, starts[0] + middle, counts, filled, most)
 
 
 def _matrices() -> tuple[Tensor, Tensor]:
