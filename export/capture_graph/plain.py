@@ -83,16 +83,26 @@ def median(values: Tensor, mask: Tensor) -> Tensor:
     return (low + high) / 2
 
 
-def quantile(values: Tensor, mask: Tensor, share: float, most: Tensor, steps: int = 22) -> Tensor:
-    """Value below which a share of the masked values [..., m] lies, by bisection between 0 and ``most``.
+def quantile(values: Tensor, total: Tensor | int, share: float, most: Tensor, steps: int = 22) -> Tensor:
+    """Value below which a share of ``total`` values lies, by bisection between 0 and ``most``.
 
-    For as many values as a picture has. Exact to ``most / 2 ** steps``; [..., 1].
+    For as many values as a picture has. Exact to ``most / 2 ** steps``.
+
+    Args:
+        values: [..., m]; those that do not count are larger than ``most``.
+        total: how many count.
+        share: of them.
+        most: [..., 1].
+        steps: of bisection.
+
+    Returns:
+        [..., 1].
     """
-    wanted = mask.sum(-1, keepdim=True) * share
+    wanted = total * share
     low, width = most * 0, most
     for _ in range(steps):
         width = width / 2
-        below = (true(values <= low + width) * mask).sum(-1, keepdim=True)
+        below = true(values <= low + width).sum(-1, keepdim=True)
         low = low + width * true(below < wanted)
     return low + width
 

@@ -51,8 +51,7 @@ def find_seeds(found: Spectra, wanted: int) -> list[Seed]:
     groups, centre = _groups(found)
     mean = groups @ found.power
     level = torch.sqrt(torch.sqrt(mean))
-    ones = torch.ones_like(level)
-    middle = quantile(level, ones, 0.5, level.max(1, keepdim=True).values)
+    middle = quantile(level, WINDOW * HALF, 0.5, level.amax(1, keepdim=True))
     score = _comb_score(level / torch.clamp(middle, min=1e-6))
     score = choose(true(groups.sum(1) > 0)[:, None, None], score, score * 0 - FAR)
     best = torch.topk(score.amax((1, 2)), min(TRIED, score.shape[0])).indices
@@ -86,7 +85,7 @@ def _comb_score(level: Tensor) -> Tensor:
     across, down = across[None], down[None]
     polar = (a * (1 - across) + b * across) * (1 - down) + (c * (1 - across) + d * across) * down
     polar = polar.reshape(-1, ANGLES, len(_RADIUS))
-    total = torch.zeros(level.shape[0], ANGLES, _COUNT)
+    total: Tensor | float = 0.0
     for fifths, weight in COMB.items():
         at = [_FIRST + round(np.log2(part / 5) * STEPS) for part in (fifths, fifths - 0.5, fifths + 0.5)]
         tooth, left, right = (polar[..., k : k + _COUNT] for k in at)
