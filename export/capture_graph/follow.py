@@ -11,7 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from pulse_edge.export.capture_graph.plain import FAR, array, choose, count, median, pick, true
+from pulse_edge.export.capture_graph.plain import FAR, array, choose, count, length, median, pick, true
 from pulse_edge.export.capture_graph.seed import Seed
 from pulse_edge.export.capture_graph.spectra import HALF, Spectra
 from pulse_edge.runtimes.capture.frequency import _REACH as REACH
@@ -59,7 +59,7 @@ def peaks(found: Spectra, around: Tensor, reach: float) -> tuple[Tensor, Tensor]
         Frequencies, float32 [n, 2, 2], and how far each stands above the median around it, float32 [n, 2],
         in natural logarithms.
     """
-    n = around.shape[0]
+    n = length(around, 0)
     expected = around.reshape(2 * n, 2)
     flip = 1 - 2 * true(expected[:, :1] < 0)
     centre = expected * flip * WINDOW
@@ -94,7 +94,7 @@ def _patch(power: Tensor, middle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         The squares, float32 [2 n, _WIDE ** 2], and the offset of each entry along x and y, float32 [_WIDE ** 2].
     """
-    n = power.shape[0]
+    n = length(power, 0)
     along = count(_WIDE) - _SIDE
     dx, dy = along.repeat(_WIDE), along.repeat_interleave(_WIDE)
     column, row = middle[:, :1] + dx, middle[:, 1:] + dy

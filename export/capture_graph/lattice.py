@@ -78,7 +78,7 @@ class Work:
         inside = self.inside()
         good = true(self.strength > reference._STRONG) * true(torch.abs(self.residual).amax(0) < 0.4)
         held = largest(good * self.span.real) * inside
-        tries, active = torch.zeros(NODES, NODES), torch.ones(())
+        tries, active = torch.zeros(NODES, NODES), array(1.0)
         for turn in range(ROUNDS):
             held, tries, active = self._round(held, tries, active, turn == 0)
 

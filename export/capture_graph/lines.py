@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pulse_edge.export.capture_graph.mesh import NODES, Span, look, spread
-from pulse_edge.export.capture_graph.plain import FAR, array, choose, count, median, pick, true
+from pulse_edge.export.capture_graph.plain import FAR, array, choose, count, length, median, pick, true
 from pulse_edge.runtimes.capture.lines import _HARMONICS as HARMONICS
 from pulse_edge.runtimes.capture.lines import _PER_MM as PER_MM
 from pulse_edge.runtimes.capture.lines import _SHIFTS as SHIFTS
@@ -45,7 +45,7 @@ class Ruler:
             float32 [2, 2, HARMONICS, N, N]: family, real and imaginary part.
         """
         # In grid_sample's coordinates from the start: fewer operations on whole pictures.
-        unit = mesh * (2 / (self.signal.shape[-1] - 1)) - 1
+        unit = mesh * (2 / (length(self.signal) - 1)) - 1
         x, y = (self._pixels @ unit[k] @ self._pixels.T for k in range(2))
         flat = look(self.signal, x, y)[0, 0]
         half, waves = _waves(window_mm)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pulse_edge.export.capture_graph.mesh import NODES, Span, catmull_rom, look
-from pulse_edge.export.capture_graph.plain import area, array, count, folded, gaussian, linear, true
+from pulse_edge.export.capture_graph.plain import area, array, count, folded, gaussian, length, linear, true
 from pulse_edge.runtimes.capture.light import _CELL_MM, _SMOOTH_MM, _WHITE
 
 CELLS: Final = 64  # of 5 mm: a page of up to 320 mm a side
@@ -32,9 +32,9 @@ def page_size(span: Span) -> Tensor:
 
 def unroll(image: Tensor, size: Tensor, mesh: Tensor, span: Span) -> Tensor:
     """Resample a picture, float32 [1, 3, S, S] of ``size``, to its page: float32 [3, ROOM, ROOM], grey levels."""
-    side = count(image.shape[-1])
+    side = count(length(image))
     inside = true(side < size[0] - 0.5)[:, None] * true(side < size[1] - 0.5)
-    unit = mesh * (2 / (image.shape[-1] - 1)) - 1
+    unit = mesh * (2 / (length(image) - 1)) - 1
     at = (count(ROOM) + 0.5) / PX_PER_CELL
     down, across = (
         catmull_rom(at[:, None] + span.first[axis] - count(NODES)[None]) for axis in range(2)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pulse_edge.export.capture_graph.follow import follow, peaks
 from pulse_edge.export.capture_graph.mesh import NODES, Span
-from pulse_edge.export.capture_graph.plain import FAR, array, choose, count, inverse, median, true
+from pulse_edge.export.capture_graph.plain import FAR, array, choose, count, length, median, solve, true
 from pulse_edge.export.capture_graph.seed import Seed
 from pulse_edge.export.capture_graph.spectra import Spectra
 from pulse_edge.runtimes.capture.frequency import SURE
@@ -75,7 +75,7 @@ def _fit(
     Returns:
         Weights of the terms, [terms, family], and trust, [n, family].
     """
-    terms = slopes.shape[-1]
+    terms = length(slopes)
     powers = _terms(degree)
     ridge = array(np.diag(np.where(powers.sum(1) > 1, _STIFF, 0.0) + 1e-9))
     flat = slopes.reshape(-1, terms)
@@ -86,7 +86,7 @@ def _fit(
     for _ in range(rounds):
         rows = flat[None] * torch.stack([kept, kept], -1).reshape(2, -1, 1)
         normal = rows.transpose(1, 2) @ flat + ridge * kept.sum(1)[:, None, None]
-        found = inverse(normal) @ (rows.transpose(1, 2) @ target)
+        found = solve(normal, rows.transpose(1, 2) @ target)
         off = (flat @ found - target).reshape(2, -1, 2) / scale
         error = torch.sqrt((off**2).sum(-1))
         typical = torch.clamp(median(error, strong), min=1e-4)
@@ -131,22 +131,22 @@ def first_mesh(phase: Phase, found: Spectra, size: Tensor) -> tuple[Tensor, Span
     far = (1 - shown[:, None]) * FAR
     low = torch.floor((mm + far).amin(0) / 5) - 1
     high = torch.ceil((mm - far).amax(0) / 5) + 1
-    length = torch.clamp(high - low + 1, max=NODES - 2 * MARGIN)
-    low = low + torch.floor(torch.clamp(high - low + 1 - length, min=0) / 2)
+    extent = torch.clamp(high - low + 1, max=NODES - 2 * MARGIN)
+    low = low + torch.floor(torch.clamp(high - low + 1 - extent, min=0) / 2)
     kept = shown[:, None]
     middle = (mm * kept).sum(0) / torch.clamp(kept.sum(), min=1)
     reach = torch.clamp((torch.abs(mm - middle) * kept).amax(0), min=5.0)
     centre = size.flip(0) / 2
     known = chebyshev((mm - middle) / reach) * kept
     normal = known.T @ known
-    ridge = torch.eye(normal.shape[0]) * (1e-6 * kept.sum() + 1e-6)
-    weights = inverse(normal + ridge) @ (known.T @ (points - centre))
+    ridge = torch.eye(length(normal)) * (1e-6 * kept.sum() + 1e-6)
+    weights = solve(normal + ridge, known.T @ (points - centre))
     index = (count(NODES)[None] - MARGIN + low[:, None]) * 5  # [x or y, node]
     x, y = index[0][None] + 0 * index[1][:, None], index[1][:, None] + 0 * index[0][None]
     at = torch.stack([x.reshape(-1), y.reshape(-1)], 1)
     mesh = chebyshev((at - middle) / reach) @ weights + centre
     begin = array([MARGIN, MARGIN])
-    return mesh.T.reshape(2, NODES, NODES), Span(begin, begin + length.flip(0))
+    return mesh.T.reshape(2, NODES, NODES), Span(begin, begin + extent.flip(0))
 
 
 MARGIN: Final = 7  # nodes before the first mesh: five by which it may be widened, two that interpolation reads

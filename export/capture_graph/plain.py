@@ -5,7 +5,6 @@ Tensors are float32; masks are float32 too, 0 or 1, since Core ML and TensorRT k
 
 from __future__ import annotations
 
-
 from typing import Final
 
 import numpy as np
@@ -18,6 +17,11 @@ FAR: Final = 1e9  # further than any value that is compared
 def array(values: object) -> Tensor:
     """Turn numbers into a float32 tensor."""
     return torch.tensor(np.asarray(values, np.float32))
+
+
+def length(values: Tensor, axis: int = -1) -> int:
+    """Length of an axis, as a number: a trace would otherwise compute with shapes."""
+    return int(values.shape[axis])
 
 
 def count(n: int) -> Tensor:
@@ -45,7 +49,7 @@ def solve(matrix: Tensor, right: Tensor) -> Tensor:
     Returns:
         [..., n, k].
     """
-    n = matrix.shape[-1]
+    n = length(matrix)
     rows, eye = torch.cat([matrix, right], -1), torch.eye(n)
     for k in range(n):
         row, column = rows.select(-2, k), rows.select(-1, k)
@@ -54,28 +58,12 @@ def solve(matrix: Tensor, right: Tensor) -> Tensor:
     return rows[..., n:]
 
 
-def inverse(matrix: Tensor, steps: int = 20) -> Tensor:
-    """Invert symmetric positive matrices [..., n, n] by Newton and Schulz's iteration.
-
-    For those too large to be eliminated entry by entry. The diagonal is made 1 first; then ``steps`` iterations
-    serve a condition of about ``2 ** steps / (10 n)``.
-    """
-    n = matrix.shape[-1]
-    size = torch.rsqrt((matrix * torch.eye(n)).sum(-1))
-    scale = size.unsqueeze(-1) * size.unsqueeze(-2)
-    unit = matrix * scale
-    found, twice = torch.eye(n) / n, 2 * torch.eye(n)
-    for _ in range(steps):
-        found = found @ (twice - unit @ found)
-    return found * scale
-
-
 def median(values: Tensor, mask: Tensor) -> Tensor:
     """Median of the values [..., m] that a mask of the same shape keeps; [..., 1], -FAR if it keeps none.
 
     The larger half is sorted, which for up to 7678 values stays below TensorRT's limit of 3840.
     """
-    m = values.shape[-1]
+    m = length(values)
     top = torch.topk(choose(mask, values, values * 0 - FAR), m // 2 + 1, dim=-1).values
     kept = mask.sum(-1, keepdim=True)
     places = [torch.clamp(torch.floor(part), 0, m // 2) for part in ((kept - 1) / 2, kept / 2)]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pulse_edge.export.capture_graph.plain import count, true
+from pulse_edge.export.capture_graph.plain import count, length, true
 
 _TURNS: Final = 5  # of flooding, each along rows and columns
 _CORE: Final = 9  # nodes across the neighbourhood whose fullest is the start
@@ -20,7 +20,7 @@ def largest(mask: Tensor) -> Tensor:
     The reference labels all parts and keeps the one with the most nodes. Both are the same as long as the largest
     part is also the densest and no way within it turns more than ten times.
     """
-    n = mask.shape[0]
+    n = length(mask)
     full = functional.avg_pool2d(mask[None, None], _CORE, 1, _CORE // 2)[0, 0] + mask  # its middle is in the mask
     start = full.reshape(-1).argmax().to(torch.float32)
     flooded = true(torch.abs(count(n * n) - start) < 0.5).reshape(n, n) * mask
@@ -33,7 +33,7 @@ def largest(mask: Tensor) -> Tensor:
 
 def _runs(mask: Tensor) -> Tensor:
     """1 for two nodes of a row with no gap between them: [N, N, N]."""
-    n = mask.shape[0]
+    n = length(mask)
     before = true(count(n)[:, None] < count(n)[None] + 0.5)  # sums up to and with each node
     gaps = (1 - mask) @ before
     same = true(torch.abs(gaps[:, :, None] - gaps[:, None, :]) < 0.5)

@@ -9,7 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pulse_edge.export.capture_graph.plain import FAR, array, between, choose, count, pick, quantile, true
+from pulse_edge.export.capture_graph.plain import (
+    FAR,
+    array,
+    between,
+    choose,
+    count,
+    length,
+    pick,
+    quantile,
+    true,
+)
 from pulse_edge.export.capture_graph.spectra import HALF, Spectra
 from pulse_edge.runtimes.capture.frequency import _ANGLES as ANGLES
 from pulse_edge.runtimes.capture.frequency import _CAP as CAP
@@ -54,7 +64,7 @@ def find_seeds(found: Spectra, wanted: int) -> list[Seed]:
     middle = quantile(level, WINDOW * HALF, 0.5, level.amax(1, keepdim=True))
     score = _comb_score(level / torch.clamp(middle, min=1e-6))
     score = choose(true(groups.sum(1) > 0)[:, None, None], score, score * 0 - FAR)
-    best = torch.topk(score.amax((1, 2)), min(TRIED, score.shape[0])).indices
+    best = torch.topk(score.amax((1, 2)), min(TRIED, length(score, 0))).indices
     score, centre = torch.index_select(score, 0, best), torch.index_select(centre, 0, best)
     return _pairs(score, centre, wanted)
 
@@ -114,7 +124,7 @@ def _polar() -> tuple[Tensor, Tensor, Tensor, np.ndarray]:
 
 def _pairs(score: Tensor, centre: Tensor, wanted: int) -> list[Seed]:
     """Join two directions at about a right angle and of about the same spacing."""
-    groups = score.shape[0]
+    groups = length(score, 0)
     widest = torch.nn.functional.max_pool2d(score[:, None], (1, 2 * _NEAR + 1), 1, (0, _NEAR))[:, 0]
     twice = torch.cat([widest, widest], 1)
     skews = [skew + ANGLES // 2 for skew in range(-SKEW, SKEW + 1)]

@@ -7,7 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from pulse_edge.export.capture_graph.plain import area, array, folded, gaussian, linear, true
+from pulse_edge.export.capture_graph.plain import area, array, folded, gaussian, length, linear, true
 
 _REACH: Final = 1 / 120
 _CLIP: Final = 1.5
@@ -26,7 +26,7 @@ def line_signal(image: Tensor, size: Tensor) -> Tensor:
     Returns:
         float32 [S, S], 0 outside of the picture.
     """
-    room = image.shape[-1]
+    room = length(image)
     grey = torch.round((image[0] * array(_GREY)[:, None, None]).sum(0))
     longest = torch.maximum(size[0], size[1])
     reach = torch.clamp(longest * _REACH, min=1.5)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pulse_edge.export.capture_graph.plain import array, count, pick, true
+from pulse_edge.export.capture_graph.plain import array, count, length, pick, true
 from pulse_edge.runtimes.capture.frequency import WINDOW
 
 HOP: Final = 128
@@ -50,7 +50,7 @@ def windows_along(room: int) -> int:
 
 def spectra(signal: Tensor, size: Tensor) -> Spectra:
     """Fourier transform Hann windows of a line signal, float32 [S, S], of a picture of ``size``."""
-    most = windows_along(signal.shape[0])
+    most = windows_along(length(signal))
     spare = torch.clamp(size - WINDOW, min=0)
     counts = torch.ceil(spare / HOP) + 1
     index = count(most)[None]

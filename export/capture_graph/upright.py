@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pulse_edge.export.capture_graph.page import ROOM
-from pulse_edge.export.capture_graph.plain import FAR, array, between, count, folded, quantile, true
+from pulse_edge.export.capture_graph.plain import FAR, array, between, count, folded, length, quantile, true
 from pulse_edge.runtimes.capture.orientation import _FAINTEST, _INK, _STRIDES, WEIGHTS
 
 _SHRINK: Final = 3  # page pixels across one of the thumbnail
@@ -61,7 +61,7 @@ def flip(side: Tensor, room: int) -> Tensor:
 
 def four_turns(picture: Tensor, side: Tensor) -> Tensor:
     """A picture in the upper left of a square, turned by 0 to 3 quarters, each there again: [4, n, n]."""
-    room = picture.shape[-1]
+    room = length(picture)
     down, across = flip(side[0], room), flip(side[1], room)
     return torch.stack([picture, across @ picture.T, down @ picture @ across, picture.T @ down])
 
@@ -71,7 +71,7 @@ def _scores(pictures: Tensor, side: Tensor) -> Tensor:
     features, room = pictures[:, None], _SIDE
     height = torch.stack([side[0], side[1], side[0], side[1]])
     width = torch.stack([side[1], side[0], side[1], side[0]])
-    inside = torch.ones(())
+    inside = array(1.0)
     with np.load(WEIGHTS) as stored:
         layers = [(stored[f"weight{k}"], stored[f"bias{k}"]) for k in range(len(stored.files) // 2)]
     for k, ((weight, bias), stride) in enumerate(zip(layers, _STRIDES, strict=True)):
