@@ -47,6 +47,7 @@ def export_bundle(
     resume: bool = False,
     tick: Callable[[int, int], None] = lambda done, total: None,
     pages: Sequence[Any] = (),
+    capture: bool = False,
 ) -> dict[str, Any]:
     """Export a checkpoint to a bundle, all or nothing.
 
@@ -64,6 +65,7 @@ def export_bundle(
         tick: called with the bytes of weights that are written, and of all.
         pages: real ECG pages, uint8 [H, W, 3]: on them the range of float16 is observed, and what comes near
             its end is kept in float32; then every shape of every optimisation profile is run.
+        capture: write the graph that makes tiles of photos (:mod:`.capture_graph`) beside the model.
 
     Returns:
         The manifest.
@@ -79,11 +81,11 @@ def export_bundle(
     if target == "coreml":
         if resume or profile is not None:
             raise UserError("--resume and --profile are for the targets jetson and onnx. Leave them out.")
-        return _export_coreml(Path(checkpoint), Path(output), where, precision, gate, report)
+        return _export_coreml(Path(checkpoint), Path(output), where, precision, gate, report, capture)
     source, options = _prepare(checkpoint, target, where, precision, profile)
     from pulse_edge.export.exporter import export_to_folder
 
-    options = replace(options, resume=resume, pages=pages, report=report, tick=tick)
+    options = replace(options, resume=resume, pages=pages, capture=capture, report=report, tick=tick)
     return export_to_folder(source, Path(output), options, gate)
 
 
@@ -113,6 +115,7 @@ def _export_coreml(
     precision: str | None,
     gate: Gate | None,
     report: Callable[[str], None],
+    capture: bool,
 ) -> dict[str, Any]:
     from pulse_edge.export.coreml.bundle import export_to_folder
     from pulse_edge.export.weights import precision as read_precision
@@ -120,7 +123,7 @@ def _export_coreml(
 
     how = read_precision(precision or _usual_precision(checkpoint), "coreml")
     require_fit(checkpoint, where.name, f"int{how.bits}" if how.bits < 16 else how.name, "coreml")
-    return export_to_folder(checkpoint, output, "coreml", where, how, gate, report)
+    return export_to_folder(checkpoint, output, "coreml", where, how, gate, report, capture)
 
 
 def _usual_precision(checkpoint: Path) -> str:

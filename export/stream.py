@@ -43,6 +43,7 @@ class Options:
         how: precision of the decoder.
         resume: go on with what a killed export left.
         pages: real ECG pages, uint8 [H, W, 3], on which ranges are observed; without them nothing is run.
+        capture: write the graph that makes tiles of photos, too.
         report: called with the name of every step.
         tick: called with the bytes of weights that are written, and of all.
     """
@@ -52,6 +53,7 @@ class Options:
     how: Precision
     resume: bool = False
     pages: Sequence[NDArray[np.uint8]] = ()
+    capture: bool = False
     report: Callable[[str], None] = lambda step: None
     tick: Callable[[int, int], None] = lambda done, total: None
 

@@ -1,4 +1,4 @@
-"""Smooth fields over a mesh, as `runtimes/capture/field.py` makes them: transforms and plane fits as products."""
+"""Smooth fields over a mesh, as `runtimes/capture/field.py` makes them, in matrix products."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pulse_edge.export.capture_graph.mesh import NODES, Span
 from pulse_edge.export.capture_graph.plain import array, choose, count, median, solve, true
-from pulse_edge.runtimes.capture.field import _DECAY as DECAY
+from pulse_edge.export.capture_graph.reference import DECAY
 
 _TURNS: Final = (12, 6, 6, 6)  # steps between reweightings
 
@@ -84,7 +84,9 @@ def continue_mesh(mesh: Tensor, held: Tensor) -> Tensor:
     matrix = torch.stack(
         [torch.stack([normal[a + c, b + d] / scale for c, d in order], -1) for a, b in order], -2
     )
-    right = torch.stack([torch.stack([moment(rest[k], a, b) / scale for k in range(2)], -1) for a, b in order], -2)
+    right = torch.stack(
+        [torch.stack([moment(rest[k], a, b) / scale for k in range(2)], -1) for a, b in order], -2
+    )
     matrix = matrix + torch.diag(array([1e-9, 1e-6, 1e-6]))
     return flat + solve(matrix, right)[..., 0, :].permute(2, 0, 1)
 

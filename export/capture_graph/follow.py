@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pulse_edge.export.capture_graph.plain import FAR, array, choose, count, length, median, pick, true
+from pulse_edge.export.capture_graph.reference import FOLLOWED, SURE, WINDOW
 from pulse_edge.export.capture_graph.seed import Seed
 from pulse_edge.export.capture_graph.spectra import HALF, Spectra
-from pulse_edge.runtimes.capture.frequency import _REACH as REACH
-from pulse_edge.runtimes.capture.frequency import SURE, WINDOW
 
 _SIDE: Final = 13  # entries around the expected one that are cut out; frequencies of 2.15 px/mm reach 12
 _WIDE: Final = 2 * _SIDE + 1
@@ -40,7 +40,7 @@ def follow(found: Spectra, seed: Seed) -> Tensor:
         else:
             reached = done
         new = reached if not sweep else reached * (1 - done)
-        place, sure = peaks(found, expected, REACH)
+        place, sure = peaks(found, expected, FOLLOWED)
         where = choose(new[:, None, None], place, where)
         weight = choose(new[:, None], sure, weight)
         done = torch.maximum(done, new)
@@ -92,11 +92,11 @@ def _patch(power: Tensor, middle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         middle: float32 [2 n, 2], whole columns and rows.
 
     Returns:
-        The squares, float32 [2 n, _WIDE ** 2], and the offset of each entry along x and y, float32 [_WIDE ** 2].
+        The squares, float32 [2 n, _WIDE ** 2], and the offset of each entry along x and y, [_WIDE ** 2].
     """
     n = length(power, 0)
-    along = count(_WIDE) - _SIDE
-    dx, dy = along.repeat(_WIDE), along.repeat_interleave(_WIDE)
+    along = np.arange(_WIDE) - _SIDE
+    dx, dy = array(np.tile(along, _WIDE)), array(np.repeat(along, _WIDE))
     column, row = middle[:, :1] + dx, middle[:, 1:] + dy
     row = row * (1 - 2 * true(column < -0.5))
     row = torch.clamp(row + WINDOW * true(row < -0.5), 0, WINDOW - 1)

@@ -1,7 +1,7 @@
 """A nearly right mesh pulled onto the printed lines, as `runtimes/capture/lattice.py` does it.
 
-What the reference does as long as it helps is done here a fixed number of rounds, of which those that would not
-have come change nothing.
+What the reference does as long as it helps is done here a fixed number of rounds, of which those that would
+not have come change nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pulse_edge.export.capture_graph import reference
 from pulse_edge.export.capture_graph.field import continue_mesh, smooth_field
 from pulse_edge.export.capture_graph.lines import (
     Ruler,
@@ -26,10 +27,8 @@ from pulse_edge.export.capture_graph.lines import (
 )
 from pulse_edge.export.capture_graph.mesh import NODES, Span, moved
 from pulse_edge.export.capture_graph.plain import FAR, array, choose, count, true
+from pulse_edge.export.capture_graph.reference import FIRST, GRID, GROWING, LAST, MINOR, Pass
 from pulse_edge.export.capture_graph.region import largest
-from pulse_edge.runtimes.capture import lattice as reference
-from pulse_edge.runtimes.capture.lattice import FIRST, GROWING, LAST, Pass
-from pulse_edge.runtimes.capture.lines import GRID, MINOR
 
 ROUNDS: Final = 12  # of growing; the reference does up to 14 and needs 11 for the worst of 22 pictures
 _GUARD: Final = 2  # nodes that interpolation reads beyond a span
@@ -76,7 +75,7 @@ class Work:
         """Go on from the nodes that are right to their neighbours."""
         self.widen()
         inside = self.inside()
-        good = true(self.strength > reference._STRONG) * true(torch.abs(self.residual).amax(0) < 0.4)
+        good = true(self.strength > reference.STRONG) * true(torch.abs(self.residual).amax(0) < 0.4)
         held = largest(good * self.span.real) * inside
         tries, active = torch.zeros(NODES, NODES), array(1.0)
         for turn in range(ROUNDS):
@@ -88,13 +87,13 @@ class Work:
         """One round of growing; ``active`` is 0 once the reference would have stopped."""
         inside = self.inside()
         near = functional.max_pool2d(held[None, None], 5, 1, 2)[0, 0]
-        front = near * inside * (1 - held) * true(tries < reference._TRIES - 0.5)
+        front = near * inside * (1 - held) * true(tries < reference.TRIES - 0.5)
         active = active * true(held.sum() > 11.5) * true(front.sum() >= 0.005 * inside.sum())
         mesh = choose(held[None], self.mesh, continue_mesh(self.mesh, held))
         mesh = self.span.continued(mesh)
         shift, sure = self._shifts(self.ruler.measure(mesh, self.span, GROWING.window), GROWING)
         calm = _calm(shift, self.span)
-        good = true(sure.amin(0) > reference._COMING) * true(torch.abs(shift - calm).amax(0) < 0.3)
+        good = true(sure.amin(0) > reference.COMING) * true(torch.abs(shift - calm).amax(0) < 0.3)
         good = good * torch.maximum(held, front)
         mesh = choose(good[None], moved(mesh, shift, self.span), mesh)
         mesh = self.span.continued(mesh)
@@ -121,8 +120,8 @@ class Work:
     def widen(self) -> None:
         """Let the span reach around the mesh, where the picture goes on beyond it."""
         wide = Span(
-            torch.clamp(self.span.first - reference._WIDER, min=float(_GUARD)),
-            torch.clamp(self.span.end + reference._WIDER, max=float(NODES - _GUARD)),
+            torch.clamp(self.span.first - reference.WIDER, min=float(_GUARD)),
+            torch.clamp(self.span.end + reference.WIDER, max=float(NODES - _GUARD)),
         )
         half = self.size.flip(0)[:, None, None] / 2
         inside = true(torch.abs(self.mesh - half) < half).amin(0) * wide.real
@@ -153,7 +152,7 @@ def _calm(shift: Tensor, span: Span) -> Tensor:
 
 @dataclass(frozen=True)
 class Lattice:
-    """A refined mesh; see the reference's class of this name. ``major`` and ``residual_mm`` are float32 []."""
+    """A refined mesh; see the reference's class of this name. Numbers are float32 []."""
 
     mesh: Tensor
     span: Span
@@ -167,7 +166,7 @@ def refine(signal: Tensor, size: Tensor, mesh: Tensor, span: Span) -> Lattice:
     ruler, mesh = Ruler(signal[None, None]), span.continued(mesh)
     seen = ruler.measure(mesh, span, 25.0)
     template = array(np.stack([GRID, GRID]))
-    tight = true(repeats(correlate(seen, template, span), span) > reference._NO_MAJOR)
+    tight = true(repeats(correlate(seen, template, span), span) > reference.NO_MAJOR)
     shape = 1 - tight[:, None] * array(~MINOR)
     template = template * shape
     shift = global_shift(correlate(seen, template, span), span)

@@ -1,4 +1,4 @@
-"""Where the printed lines are around each node, as `runtimes/capture/lines.py` measures it: strided convolutions.
+"""Where the printed lines are around each node, as `runtimes/capture/lines.py` measures it.
 
 Families come first, [2, ...]: lines across x, then across y.
 """
@@ -14,11 +14,7 @@ from torch.nn import functional
 
 from pulse_edge.export.capture_graph.mesh import NODES, Span, look, spread
 from pulse_edge.export.capture_graph.plain import FAR, array, choose, count, length, median, pick, true
-from pulse_edge.runtimes.capture.lines import _HARMONICS as HARMONICS
-from pulse_edge.runtimes.capture.lines import _PER_MM as PER_MM
-from pulse_edge.runtimes.capture.lines import _SHIFTS as SHIFTS
-from pulse_edge.runtimes.capture.lines import _WAVE as WAVE
-from pulse_edge.runtimes.capture.lines import PX_PER_MM
+from pulse_edge.export.capture_graph.reference import HARMONICS, PER_MM, PX_PER_MM, SHIFTS, WAVE
 
 PX_PER_NODE: Final = round(5 * PX_PER_MM)
 _MOST: Final = len(SHIFTS)
@@ -91,7 +87,7 @@ def correlate(coefficients: Tensor, template: Tensor, span: Span) -> Tensor:
 
 
 def repeats(score: Tensor, span: Span) -> Tensor:
-    """How high a node's score still is 1 mm beside its best, float32 [2]: near 1 where all lines are alike."""
+    """How high a node's score still is 1 mm beside its best, [2]: near 1 where all lines are alike."""
     best, at = score.amax(1), score.argmax(1, keepdim=True).to(torch.float32)
     beside = []
     for step in (-PER_MM, PER_MM):
@@ -128,11 +124,8 @@ def best_shift(score: Tensor, reach: float, tight: Tensor) -> tuple[Tensor, Tens
         reach: in millimetres.
         tight: float32 [2], 1 for families whose reach is at most half a millimetre.
     """
-    ends = []
-    for limit in (reach, min(reach, 0.5)):
-        allowed = np.flatnonzero(np.abs(SHIFTS) <= limit)
-        ends.append(array([allowed[0], allowed[-1]]))
-    first, last = (ends[0][k] + tight[:, None, None, None] * (ends[1][k] - ends[0][k]) for k in range(2))
+    wide, close = (np.flatnonzero(np.abs(SHIFTS) <= limit)[[0, -1]] for limit in (reach, min(reach, 0.5)))
+    first, last = (int(wide[k]) + tight[:, None, None, None] * int(close[k] - wide[k]) for k in range(2))
     index = count(_MOST)[None, :, None, None]
     allowed = true(index > first - 0.5) * true(index < last + 0.5)
     k = choose(allowed, score, score * 0 - FAR).argmax(1, keepdim=True).to(torch.float32)

@@ -1,7 +1,7 @@
 """A mesh in a fixed square of nodes, of which a span is real; sampling through it.
 
-A mesh is float32 [2, N, N]: x and y of each node, rows before columns. Beyond its span it goes on straight, as
-`runtimes/capture/mesh.py` continues one.
+A mesh is float32 [2, N, N]: x and y of each node, rows before columns. Beyond its span it goes on straight,
+as `runtimes/capture/mesh.py` continues one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NODES: Final = 84  # 415 mm; more than 87 and the medians over all nodes exceed 
 
 
 class Span:
-    """Which nodes of the square are real: by axis (rows, columns) from ``first`` to below ``end``, float32 [2]."""
+    """Which nodes of the square are real: by axis (rows, columns) from ``first`` to below ``end``, [2]."""
 
     def __init__(self, first: Tensor, end: Tensor) -> None:
         self.first, self.end = first, end
@@ -44,9 +44,7 @@ class Span:
     def _places(self) -> list[Tensor]:
         """The real node nearest to each, [N, 1]."""
         to = count(NODES)[:, None]
-        return [
-            torch.minimum(torch.maximum(to, self.first[axis]), self.end[axis] - 1) for axis in range(2)
-        ]
+        return [torch.minimum(torch.maximum(to, self.first[axis]), self.end[axis] - 1) for axis in range(2)]
 
     @cached_property
     def _straight(self) -> list[Tensor]:

@@ -12,34 +12,21 @@ from pulse_edge.export.capture_graph.mesh import NODES, Span
 from pulse_edge.export.capture_graph.page import even_light, page_size, unroll
 from pulse_edge.export.capture_graph.phase import first_mesh, fit_phase
 from pulse_edge.export.capture_graph.plain import count, true
+from pulse_edge.export.capture_graph.reference import FACTS, LONG_SIDE
 from pulse_edge.export.capture_graph.seed import find_seeds
 from pulse_edge.export.capture_graph.signal import line_signal
 from pulse_edge.export.capture_graph.spectra import spectra
 from pulse_edge.export.capture_graph.tiles import cut
 from pulse_edge.export.capture_graph.upright import turns
-from pulse_edge.runtimes.capture.contrast import LONG_SIDE
 
 OUTPUTS: Final = ("pixel_values", "nodes", "strength", "facts")
-FACTS: Final = (
-    "rows",
-    "columns",
-    "seed",
-    "seen",
-    "quarter_turns",
-    "orientation_sure",
-    "residual_mm",
-    "major",
-    "views",
-    "width",
-    "height",
-)
 
 
 class CaptureGraph(nn.Module):
     """Capture with fixed shapes and no control flow.
 
-    A picture without a grid comes out as nonsense with a low ``seed`` or few nodes ``seen``; whoever runs the graph
-    looks at these first, as `runtimes/capture/rectify.py` does.
+    A picture without a grid comes out as nonsense with a low ``seed`` or few nodes ``seen``; whoever runs
+    the graph looks at these first, as `runtimes/capture/rectify.py` does.
 
     Args:
         side: of the canvas in pixels.
@@ -57,9 +44,9 @@ class CaptureGraph(nn.Module):
             size: float32 [2], its height and width.
 
         Returns:
-            ``pixel_values`` float32 [5, 3, 336, 336]; ``nodes`` float32 [N, N, 2], the pixel (x, y) of each node
-            of the upright mesh, which fills ``rows`` and ``columns`` of it; ``strength`` float32 [N, N]; and
-            ``facts`` float32, one for each name in FACTS.
+            ``pixel_values`` float32 [5, 3, 336, 336]; ``nodes`` float32 [N, N, 2], the pixel (x, y) of each
+            node of the upright mesh, which fills ``rows`` and ``columns`` of it; ``strength`` float32 [N,
+            N]; and ``facts`` float32, one for each name in FACTS.
         """
         signal = line_signal(image, size)
         found = spectra(signal, size)
@@ -78,22 +65,20 @@ class CaptureGraph(nn.Module):
         rows, height = (lying * part[1] + (1 - lying) * part[0] for part in (counts, extent))
         columns, width = (lying * part[0] + (1 - lying) * part[1] for part in (counts, extent))
         seen = true(strength > 0.5).sum()
-        facts = torch.stack(
-            [
-                rows,
-                columns,
-                seed.score,
-                seen,
-                quarters,
-                sure,
-                lattice.residual_mm,
-                lattice.major,
-                views,
-                width,
-                height,
-            ]
-        )
-        return pixels, nodes, strength, facts
+        facts = {
+            "rows": rows,
+            "columns": columns,
+            "seed": seed.score,
+            "seen": seen,
+            "quarter_turns": quarters,
+            "orientation_sure": sure,
+            "residual_mm": lattice.residual_mm,
+            "major": lattice.major,
+            "views": views,
+            "width": width,
+            "height": height,
+        }
+        return pixels, nodes, strength, torch.stack([facts[name] for name in FACTS])
 
 
 def _upright(values: Tensor, span: Span, quarters: Tensor) -> Tensor:

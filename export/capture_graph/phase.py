@@ -12,10 +12,9 @@ from torch import Tensor
 from pulse_edge.export.capture_graph.follow import follow, peaks
 from pulse_edge.export.capture_graph.mesh import NODES, Span
 from pulse_edge.export.capture_graph.plain import FAR, array, choose, count, length, median, solve, true
+from pulse_edge.export.capture_graph.reference import STIFF, SURE
 from pulse_edge.export.capture_graph.seed import Seed
 from pulse_edge.export.capture_graph.spectra import Spectra
-from pulse_edge.runtimes.capture.frequency import SURE
-from pulse_edge.runtimes.capture.phase import _STIFF
 
 # Degree, reach, rounds of reweighting: the first two steps only say where the next one looks.
 _STEPS: Final = ((3, 0.08, 2), (4, 0.06, 2), (5, 0.06, 6))
@@ -77,7 +76,7 @@ def _fit(
     """
     terms = length(slopes)
     powers = _terms(degree)
-    ridge = array(np.diag(np.where(powers.sum(1) > 1, _STIFF, 0.0) + 1e-9))
+    ridge = array(np.diag(np.where(powers.sum(1) > 1, STIFF, 0.0) + 1e-9))
     flat = slopes.reshape(-1, terms)
     target = wanted.permute(1, 0, 2).reshape(2, -1, 1)
     base = weight.T  # [family, n]
@@ -145,11 +144,13 @@ def first_mesh(phase: Phase, found: Spectra, size: Tensor) -> tuple[Tensor, Span
     x, y = index[0][None] + 0 * index[1][:, None], index[1][:, None] + 0 * index[0][None]
     at = torch.stack([x.reshape(-1), y.reshape(-1)], 1)
     mesh = chebyshev((at - middle) / reach) @ weights + centre
-    begin = array([MARGIN, MARGIN])
+    begin = extent * 0 + MARGIN  # not a constant: Core ML's converter cannot take entries out of one
     return mesh.T.reshape(2, NODES, NODES), Span(begin, begin + extent.flip(0))
 
 
-MARGIN: Final = 7  # nodes before the first mesh: five by which it may be widened, two that interpolation reads
+MARGIN: Final = (
+    7  # nodes before the first mesh: five by which it may be widened, two that interpolation reads
+)
 _SAMPLES: Final = 40
 
 
@@ -178,6 +179,4 @@ def chebyshev(unit: Tensor, degree: int = 5) -> Tensor:
         for _ in range(2, degree + 1):
             table.append(2 * x * table[-1] - table[-2])
         tables.append(table)
-    return torch.cat(
-        [tables[0][a] * tables[1][t - a] for t in range(degree + 1) for a in range(t + 1)], 1
-    )
+    return torch.cat([tables[0][a] * tables[1][t - a] for t in range(degree + 1) for a in range(t + 1)], 1)

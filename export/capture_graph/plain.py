@@ -1,10 +1,11 @@
-"""Small numerical tools in operators that every target has: no sorting of whole pictures, no LAPACK, no loops.
+"""Small numerical tools in operators that every target has: no LAPACK, no loops, no sorting of pictures.
 
 Tensors are float32; masks are float32 too, 0 or 1, since Core ML and TensorRT know few operators on bools.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -106,12 +107,13 @@ def pick(table: Tensor, at: Tensor) -> Tensor:
 
 
 def area(side: Tensor, cells: Tensor, most: int, room: int) -> Tensor:
-    """Matrix [most, room] of means over ``cells`` equal parts of the first ``side`` pixels (cv2.INTER_AREA)."""
+    """Matrix [most, room] of means over ``cells`` parts of the first ``side`` pixels (cv2.INTER_AREA)."""
     step = side / cells
     begin = count(most)[:, None] * step
     pixel = count(room)[None]
     shared = torch.minimum(pixel + 1, begin + step) - torch.maximum(pixel, begin)
-    return torch.clamp(shared, min=0) / step * true(count(most)[:, None] < cells - 0.5) * true(pixel < side - 0.5)
+    real = true(count(most)[:, None] < cells - 0.5) * true(pixel < side - 0.5)
+    return torch.clamp(shared, min=0) / step * real
 
 
 def linear(side: Tensor, cells: Tensor, most: int, room: int) -> Tensor:
@@ -122,28 +124,25 @@ def linear(side: Tensor, cells: Tensor, most: int, room: int) -> Tensor:
     return hat * true(count(room)[:, None] < side - 0.5)
 
 
-def folded(kernel: object, side: Tensor, most: int) -> Tensor:
+def folded(kernel: Callable[[Tensor], Tensor], side: Tensor, most: int) -> Tensor:
     """Matrix [most, most] of a symmetric filter on ``side`` values mirrored at their ends (reflect 101).
 
     Args:
-        kernel: function of the distance, a tensor; far out it is 0.
+        kernel: of the distance; far out it is 0.
         side: how many values there are.
         most: at most.
     """
     i, j = count(most)[:, None], count(most)[None]
     end = side - 1
     inner = true(j > 0.5) * true(j < end - 0.5)  # the ends themselves are met once
-    weight = kernel(i - j)  # type: ignore[operator]
-    weight = weight + kernel(i + j) * true(j > 0.5)  # type: ignore[operator]
-    weight = weight + kernel(2 * end - i - j) * true(j < end - 0.5)  # type: ignore[operator]
+    weight = kernel(i - j) + kernel(i + j) * true(j > 0.5)
+    weight = weight + kernel(2 * end - i - j) * true(j < end - 0.5)
     # A second fold, for sides that are shorter than the filter.
-    weight = weight + kernel(2 * end + i - j) * inner + kernel(2 * end - i + j) * inner  # type: ignore[operator]
+    weight = weight + (kernel(2 * end + i - j) + kernel(2 * end - i + j)) * inner
     weight = weight * true(j < side - 0.5)
     return weight / torch.clamp(weight.sum(1, keepdim=True), min=1e-9) * true(i < side - 0.5)
 
 
-def gaussian(sigma: Tensor, radius: Tensor) -> object:
+def gaussian(sigma: Tensor, radius: Tensor) -> Callable[[Tensor], Tensor]:
     """Filter for :func:`folded`: a Gaussian cut off at a radius."""
     return lambda away: torch.exp(-0.5 * (away / sigma) ** 2) * true(torch.abs(away) < radius + 0.5)
-
-

@@ -17,11 +17,13 @@ _CORE: Final = 9  # nodes across the neighbourhood whose fullest is the start
 def largest(mask: Tensor) -> Tensor:
     """Keep what hangs together (by sides) with the fullest neighbourhood of a mask, float32 [N, N].
 
-    The reference labels all parts and keeps the one with the most nodes. Both are the same as long as the largest
-    part is also the densest and no way within it turns more than ten times.
+    The reference labels all parts and keeps the one with the most nodes. Both are the same as long as the
+    largest part is also the densest and no way within it turns more than ten times.
     """
     n = length(mask)
-    full = functional.avg_pool2d(mask[None, None], _CORE, 1, _CORE // 2)[0, 0] + mask  # its middle is in the mask
+    full = (
+        functional.avg_pool2d(mask[None, None], _CORE, 1, _CORE // 2)[0, 0] + mask
+    )  # its middle is in the mask
     start = full.reshape(-1).argmax().to(torch.float32)
     flooded = true(torch.abs(count(n * n) - start) < 0.5).reshape(n, n) * mask
     rows, columns = _runs(mask), _runs(mask.T)

@@ -20,16 +20,18 @@ from pulse_edge.export.capture_graph.plain import (
     quantile,
     true,
 )
+from pulse_edge.export.capture_graph.reference import (
+    ANGLES,
+    CAP,
+    COMB,
+    PERIODS,
+    RATIO,
+    SKEW,
+    STEPS,
+    TRIED,
+    WINDOW,
+)
 from pulse_edge.export.capture_graph.spectra import HALF, Spectra
-from pulse_edge.runtimes.capture.frequency import _ANGLES as ANGLES
-from pulse_edge.runtimes.capture.frequency import _CAP as CAP
-from pulse_edge.runtimes.capture.frequency import _COMB as COMB
-from pulse_edge.runtimes.capture.frequency import _PERIODS as PERIODS
-from pulse_edge.runtimes.capture.frequency import _RATIO as RATIO
-from pulse_edge.runtimes.capture.frequency import _SKEW as SKEW
-from pulse_edge.runtimes.capture.frequency import _STEPS as STEPS
-from pulse_edge.runtimes.capture.frequency import _TRIED as TRIED
-from pulse_edge.runtimes.capture.frequency import WINDOW
 
 _LOW: Final = 1 / PERIODS[1]
 # Radii: from a tenth of the lowest 1 mm frequency to a little more than twice the highest.
@@ -109,7 +111,7 @@ def _polar() -> tuple[Tensor, Tensor, Tensor, np.ndarray]:
     """Where each direction and radius lies in a half spectrum.
 
     Returns:
-        Index of the upper left of four entries, int64 [k]; how far to the right and below it, float32 [k] each;
+        Index of the upper left of four entries, int64 [k]; how far right of and below it, float32 [k] each;
         and 0 for what is beyond Nyquist, [angles, radii].
     """
     x, y = _RADIUS * np.cos(_ANGLE)[:, None], _RADIUS * np.sin(_ANGLE)[:, None]

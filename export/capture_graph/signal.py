@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from pulse_edge.export.capture_graph.plain import area, array, folded, gaussian, length, linear, true
+from pulse_edge.export.capture_graph.reference import CLIP, FLOOR, REACH
 
-_REACH: Final = 1 / 120
-_CLIP: Final = 1.5
-_FLOOR: Final = 1.5
 _SMALL: Final = 400  # cells along the long side of the copy on which surroundings are taken
 _GREY: Final = (0.299, 0.587, 0.114)
 
@@ -29,7 +27,7 @@ def line_signal(image: Tensor, size: Tensor) -> Tensor:
     room = length(image)
     grey = torch.round((image[0] * array(_GREY)[:, None, None]).sum(0))
     longest = torch.maximum(size[0], size[1])
-    reach = torch.clamp(longest * _REACH, min=1.5)
+    reach = torch.clamp(longest * REACH, min=1.5)
     step = torch.clamp(torch.ceil(longest / _SMALL), min=1.0)
     radius = torch.round(reach / step * 4)
     down, up = [], []
@@ -45,8 +43,8 @@ def line_signal(image: Tensor, size: Tensor) -> Tensor:
     dark = around(grey) - grey
     bound = dark
     for _ in range(2):
-        spread = torch.sqrt(torch.clamp(around(bound * bound), min=0)) + _FLOOR
+        spread = torch.sqrt(torch.clamp(around(bound * bound), min=0)) + FLOOR
         bound = torch.minimum(torch.maximum(dark, -spread), spread)
     at = torch.arange(room, dtype=torch.float32)
     inside = true(at < size[0] - 0.5)[:, None] * true(at < size[1] - 0.5)
-    return torch.clamp(dark / spread, -_CLIP, _CLIP) * inside
+    return torch.clamp(dark / spread, -CLIP, CLIP) * inside

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from pulse_edge.export.capture_graph.plain import array, count, length, pick, true
-from pulse_edge.runtimes.capture.frequency import WINDOW
+from pulse_edge.export.capture_graph.reference import HOP, WINDOW
 
-HOP: Final = 128
 HALF: Final = WINDOW // 2 + 1  # columns of a half spectrum
 
 

@@ -44,9 +44,7 @@ def cut(page: Tensor, size: Tensor, quarters: Tensor) -> tuple[Tensor, Tensor]:
     row = torch.floor((number - 0.5) / across) * true(number > 0.5)
     column = number - 1 - row * across
     # The squashed view is number 0 of both; tiles that do not exist repeat the last.
-    row, column = (
-        torch.clamp((part + 1) * true(number > 0.5), 0, _MOST) for part in (row, column)
-    )
+    row, column = (torch.clamp((part + 1) * true(number > 0.5), 0, _MOST) for part in (row, column))
     views = _levels(pick(rows, row)[:, None] @ pick(wide, column))
     mean, std = (array(values)[None, :, None, None] for values in (IMAGE_MEAN, IMAGE_STD))
     shown = across * down + 1
@@ -64,7 +62,7 @@ def _places() -> np.ndarray:
 
 
 def _all_tiles(side: Tensor, resized: Tensor, paste: Tensor, reverse: Tensor) -> Tensor:
-    """Pillow's bicubic coefficients of the squashed view and of the tiles in a row: [1 + _MOST, 336, ROOM]."""
+    """Pillow's bicubic coefficients of the squashed view and the tiles in a row: [1 + _MOST, 336, ROOM]."""
     base = _bicubic(side, array(TILE_SIZE), count(TILE_SIZE), reverse)
     tiles = _bicubic(side, resized, count(_MOST * TILE_SIZE) - paste, reverse)
     return torch.cat([base, tiles]).reshape(1 + _MOST, TILE_SIZE, ROOM)

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from pulse_edge.export.capture_graph.page import ROOM
 from pulse_edge.export.capture_graph.plain import FAR, array, between, count, folded, length, quantile, true
-from pulse_edge.runtimes.capture.orientation import _FAINTEST, _INK, _STRIDES, WEIGHTS
+from pulse_edge.export.capture_graph.reference import FAINTEST, INK, STRIDES, WEIGHTS
 
 _SHRINK: Final = 3  # page pixels across one of the thumbnail
 _SIDE: Final = ROOM // _SHRINK
@@ -41,8 +41,8 @@ def _ink(page: Tensor, side: Tensor) -> Tensor:
     rows, columns = (folded(_box, side[axis], _SIDE) for axis in range(2))
     dark = torch.clamp(rows @ small @ columns.T - small, min=0) * inside
     counted = (dark + FAR * (1 - inside)).reshape(1, -1)
-    full = quantile(counted, inside.sum(), _INK / 100, dark.max().reshape(1, 1))
-    return torch.clamp(dark / torch.clamp(full, min=_FAINTEST), max=1.5)
+    full = quantile(counted, inside.sum(), INK / 100, dark.max().reshape(1, 1))
+    return torch.clamp(dark / torch.clamp(full, min=FAINTEST), max=1.5)
 
 
 def _box(away: Tensor) -> Tensor:
@@ -74,9 +74,11 @@ def _scores(pictures: Tensor, side: Tensor) -> Tensor:
     inside = array(1.0)
     with np.load(WEIGHTS) as stored:
         layers = [(stored[f"weight{k}"], stored[f"bias{k}"]) for k in range(len(stored.files) // 2)]
-    for k, ((weight, bias), stride) in enumerate(zip(layers, _STRIDES, strict=True)):
+    for k, ((weight, bias), stride) in enumerate(zip(layers, STRIDES, strict=True)):
         kernel = array(weight.transpose(3, 2, 0, 1))
-        features = functional.conv2d(features, kernel, array(bias), stride=stride, padding=weight.shape[0] // 2)
+        features = functional.conv2d(
+            features, kernel, array(bias), stride=stride, padding=weight.shape[0] // 2
+        )
         height, width, room = torch.ceil(height / stride), torch.ceil(width / stride), -(-room // stride)
         # The reference has zeros beyond the page at every layer.
         inside = torch.stack([_rectangle(height[turn], width[turn], room) for turn in range(4)])

@@ -23,6 +23,7 @@ def export(
     profile: Annotated[str | None, typer.Option(help="Form of the decoder: trt, trt10.15 or ort.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted export.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be written.")] = False,
+    capture: Annotated[bool, typer.Option(help="Add the graph that makes tiles of photos.")] = False,
     as_json: Json = False,
 ) -> None:
     """Export a model to a bundle that a device runs, and measure its parity."""
@@ -30,7 +31,7 @@ def export(
 
     with progress(not as_json) as (report, tick):
         result = commands.export(
-            target, model, device, precision, output, force, profile, resume, dry_run, report, tick
+            target, model, device, precision, output, force, profile, resume, dry_run, capture, report, tick
         )
     if as_json:
         print_json(result)

@@ -22,6 +22,7 @@ def export(
     profile: str | None = None,
     resume: bool = False,
     dry_run: bool = False,
+    capture: bool = False,
     report: Callable[[str], None] = lambda step: None,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
@@ -37,6 +38,7 @@ def export(
         profile: form of the decoder, ``trt``, ``trt10.15`` or ``ort``; what suits the device by default.
         resume: go on with what a killed or interrupted export of the same left.
         dry_run: only say what would be written.
+        capture: write the graph that makes tiles of photos beside the model.
         report: called with the name of each step.
         tick: called with what is done of the present step and all of it: bytes or layers.
 
@@ -62,7 +64,7 @@ def export(
         return _parity(checkpoint, folder, how, pages, tick)
 
     manifest = export_bundle(
-        checkpoint, output, target, device, precision, gate, report, profile, resume, tick, pages
+        checkpoint, output, target, device, precision, gate, report, profile, resume, tick, pages, capture
     )
     size = sum(entry["bytes"] for entry in manifest["files"].values())
     return {"bundle": str(output), "bytes": size, "parity": manifest["parity"]}
