@@ -124,8 +124,15 @@ def _homography(mesh: Tensor, held: Tensor) -> Tensor:
             part, aim = side[:, 2 * k : 2 * k + 2], solved[:, 4 + k : 5 + k]
             shared = shared + (both[k] * scaled) @ both[k].T - part.T @ solved[:, 2 * k : 2 * k + 2]
             wanted = wanted - (both[k] * scaled) @ target[k][:, None] - part.T @ aim
-        tilt = solve(shared, wanted)  # [2, 1]
+        tilt = _two(shared, wanted)
         down = torch.clamp((tilt * place).sum(0) + 1, min=0.1)
         lines = [solved[:, 4 + k : 5 + k] - solved[:, 2 * k : 2 * k + 2] @ tilt for k in range(2)]
         flat = torch.cat(lines, 1).T @ full / down
     return flat.reshape(2, NODES, NODES) * size + middle
+
+
+def _two(matrix: Tensor, right: Tensor) -> Tensor:
+    """Solve a symmetric 2 x 2 system by Cramer's rule: [2, 1]."""
+    a, b, c = matrix[0:1, 0:1], matrix[0:1, 1:2], matrix[1:2, 1:2]
+    first, second = right[0:1], right[1:2]
+    return torch.cat([c * first - b * second, a * second - b * first]) / (a * c - b * b)
