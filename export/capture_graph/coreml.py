@@ -7,7 +7,7 @@ beyond float16. So it is for the CPU and the GPU, not for the Neural Engine.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import coremltools as ct
 import numpy as np
@@ -16,6 +16,9 @@ from pulse_edge.export.capture_graph.module import OUTPUTS
 from pulse_edge.export.capture_graph.reference import LONG_SIDE
 from pulse_edge.export.capture_graph.traced import traced
 from pulse_edge.export.coreml.package import convert
+
+# Of twenty thousand operations every pass that rewrites patterns takes minutes.
+_PASSES: Final = ("common::const_elimination", "common::dead_code_elimination")
 
 
 def convert_capture(path: Path, side: int = LONG_SIDE) -> Any:
@@ -32,4 +35,5 @@ def convert_capture(path: Path, side: int = LONG_SIDE) -> Any:
         ct.TensorType("image", (1, 3, side, side), np.float32),
         ct.TensorType("size", (2,), np.float32),
     ]
-    return convert(module, path, inputs, [ct.TensorType(name, dtype=np.float32) for name in OUTPUTS])
+    outputs = [ct.TensorType(name, dtype=np.float32) for name in OUTPUTS]
+    return convert(module, path, inputs, outputs, passes=_PASSES)

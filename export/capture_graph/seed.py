@@ -97,7 +97,7 @@ def _comb_score(level: Tensor) -> Tensor:
     across, down = across[None], down[None]
     polar = (a * (1 - across) + b * across) * (1 - down) + (c * (1 - across) + d * across) * down
     polar = polar.reshape(-1, ANGLES, len(_RADIUS))
-    total: Tensor | float = 0.0
+    total = polar[..., :_COUNT] * 0
     for fifths, weight in COMB.items():
         at = [_FIRST + round(np.log2(part / 5) * STEPS) for part in (fifths, fifths - 0.5, fifths + 0.5)]
         tooth, left, right = (polar[..., k : k + _COUNT] for k in at)
