@@ -91,10 +91,11 @@ def _measure(session: CaptureSession, image: NDArray[np.uint8]) -> Row:
     start = time.process_time()
     result = session.run(image)
     seconds = time.process_time() - start
+    start = time.process_time()
     wanted = rectify(image)
     row: Row = {
         "cpu_s": round(seconds, 2),
-        "numpy_cpu_s": round(sum(wanted.timing_ms.values()) / 1000, 2),
+        "numpy_cpu_s": round(time.process_time() - start, 2),
         "found": [result.grid_found, wanted.grid_found],
         "nodes": [list(result.mesh.shape[:2]), list(wanted.mesh.shape[:2])],
         "meshes": (result.mesh, wanted.mesh),

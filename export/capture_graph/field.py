@@ -87,7 +87,7 @@ def continue_mesh(mesh: Tensor, held: Tensor) -> Tensor:
     right = torch.stack(
         [torch.stack([moment(rest[k], a, b) / scale for k in range(2)], -1) for a, b in order], -2
     )
-    matrix = matrix + torch.diag(array([1e-9, 1e-6, 1e-6]))
+    matrix = matrix + array(np.diag([1e-9, 1e-6, 1e-6]))
     return flat + solve(matrix, right)[..., 0, :].permute(2, 0, 1)
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 from pulse_edge.export.capture_graph.plain import count, length, true
 
 _TURNS: Final = 5  # of flooding, each along rows and columns
-_CORE: Final = 9  # nodes across the neighbourhood whose fullest is the start
+_CORE: Final = 31  # nodes across the neighbourhood whose fullest is the start: more than a stray part fills
 
 
 def largest(mask: Tensor) -> Tensor:
