@@ -51,18 +51,18 @@ OPERATORS: Final[dict[str, Operator]] = {
          "Transpose", "Unsqueeze", "Where"), Operator(ANY),
     ),
     **dict.fromkeys(
-        ("Conv", "Erf", "Gemm", "LayerNormalization", "MatMul", "QuantizeLinear", "Sigmoid", "Softmax",
-         "Sqrt"),
+        ("Conv", "Erf", "Gemm", "Greater", "LayerNormalization", "MatMul", "MaxPool", "QuantizeLinear",
+         "ReduceSum", "Sigmoid", "Softmax", "Sqrt", "TopK"),
         Operator(FLOATS),
     ),
     # Of the capture graph; the table of 8.5 has them, and none was taken out since.
     **dict.fromkeys(
-        ("Abs", "Greater", "GreaterOrEqual", "Less", "Max", "Min", "Pad", "Sign"),
+        ("Abs", "GreaterOrEqual", "Less", "Max", "Min", "Pad", "Sign"),
         Operator(NUMBERS, source="tables 8.5"),
     ),
     **dict.fromkeys(
-        ("ArgMax", "AveragePool", "Ceil", "Clip", "Cos", "Exp", "Floor", "GridSample", "Log", "MaxPool",
-         "Pow", "Reciprocal", "ReduceMax", "ReduceMin", "ReduceSum", "Relu", "Round", "Sin", "TopK"),
+        ("ArgMax", "AveragePool", "Ceil", "Clip", "Cos", "Exp", "Floor", "GridSample", "Log", "Pow",
+         "Reciprocal", "ReduceMax", "ReduceMin", "Relu", "Round", "Sin"),
         Operator(FLOATS, source="tables 8.5"),
     ),
     **dict.fromkeys(("GatherElements", "Split"), Operator(ANY, source="tables 8.5")),
@@ -90,8 +90,8 @@ STEERING: Final[dict[str, dict[int, frozenset[str]]]] = {
     "Slice": dict.fromkeys((1, 2, 3, 4), INTEGERS),
     "Split": {1: INTEGERS},
     "Squeeze": {1: INTEGERS},
-    "TopK": {1: INTEGERS},
     "Unsqueeze": {1: INTEGERS},
+    "TopK": {1: INTEGERS},
     "Where": {0: frozenset({"BOOL"})},
 }
 # Inputs that must be known when the engine is built: operator -> position, first version that lifts it,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pulse_edge.export.capture_graph.plain import FAR, array, choose, count, length, median, pick, true
+from pulse_edge.export.capture_graph.plain import FAR, array, choose, count, length, median, pick, sane, true
 from pulse_edge.export.capture_graph.reference import FOLLOWED, SURE, WINDOW
 from pulse_edge.export.capture_graph.seed import Seed
 from pulse_edge.export.capture_graph.spectra import HALF, Spectra
@@ -60,7 +60,7 @@ def peaks(found: Spectra, around: Tensor, reach: float) -> tuple[Tensor, Tensor]
         in natural logarithms.
     """
     n = length(around, 0)
-    expected = around.reshape(2 * n, 2)
+    expected = sane(around.reshape(2 * n, 2), 1.0)
     flip = 1 - 2 * true(expected[:, :1] < 0)
     centre = expected * flip * WINDOW
     side = torch.round(torch.sqrt((centre**2).sum(1, keepdim=True)) * reach)

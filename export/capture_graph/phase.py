@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pulse_edge.export.capture_graph.follow import follow, peaks
 from pulse_edge.export.capture_graph.mesh import NODES, Span
-from pulse_edge.export.capture_graph.plain import FAR, array, choose, count, length, median, solve, true
+from pulse_edge.export.capture_graph.plain import FAR, array, choose, count, length, median, sane, solve, true
 from pulse_edge.export.capture_graph.reference import STIFF, SURE
 from pulse_edge.export.capture_graph.seed import Seed
 from pulse_edge.export.capture_graph.spectra import Spectra
@@ -84,7 +84,7 @@ def _fit(
     kept, found, trust = base, torch.zeros(2, terms, 1), base
     for _ in range(rounds):
         rows = flat[None] * torch.stack([kept, kept], -1).reshape(2, -1, 1)
-        normal = rows.transpose(1, 2) @ flat + ridge * kept.sum(1)[:, None, None]
+        normal = rows.transpose(1, 2) @ flat + ridge * kept.sum(1)[:, None, None] + 1e-9 * torch.eye(terms)
         found = solve(normal, rows.transpose(1, 2) @ target)
         off = (flat @ found - target).reshape(2, -1, 2) / scale
         error = torch.sqrt((off**2).sum(-1))
@@ -129,8 +129,9 @@ def first_mesh(phase: Phase, found: Spectra, size: Tensor) -> tuple[Tensor, Span
     mm = phase.at(points)
     far = (1 - shown[:, None]) * FAR
     low = torch.floor((mm + far).amin(0) / 5) - 1
-    high = torch.ceil((mm - far).amax(0) / 5) + 1
-    extent = torch.clamp(high - low + 1, max=NODES - 2 * MARGIN)
+    high = sane(torch.ceil((mm - far).amax(0) / 5) + 1, 1e6)
+    low = sane(low, 1e6)
+    extent = torch.clamp(high - low + 1, 2, max=NODES - 2 * MARGIN)
     low = low + torch.floor(torch.clamp(high - low + 1 - extent, min=0) / 2)
     kept = shown[:, None]
     middle = (mm * kept).sum(0) / torch.clamp(kept.sum(), min=1)
@@ -145,7 +146,7 @@ def first_mesh(phase: Phase, found: Spectra, size: Tensor) -> tuple[Tensor, Span
     at = torch.stack([x.reshape(-1), y.reshape(-1)], 1)
     mesh = chebyshev((at - middle) / reach) @ weights + centre
     begin = extent * 0 + MARGIN  # not a constant: Core ML's converter cannot take entries out of one
-    return mesh.T.reshape(2, NODES, NODES), Span(begin, begin + extent.flip(0))
+    return sane(mesh, 1e6).T.reshape(2, NODES, NODES), Span(begin, begin + extent.flip(0))
 
 
 MARGIN: Final = (

@@ -40,6 +40,11 @@ def choose(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
     return torch.where(mask > 0.5, yes, no)
 
 
+def sane(values: Tensor, most: float) -> Tensor:
+    """0 for what is no number or beyond ``most``: of flat pictures nothing may index a table."""
+    return choose(true(torch.abs(values) < most), values, torch.zeros_like(values))
+
+
 def solve(matrix: Tensor, right: Tensor) -> Tensor:
     """Solve small symmetric positive systems by Gauss and Jordan's elimination; they need no pivoting.
 
