@@ -48,6 +48,7 @@ def export_bundle(
     tick: Callable[[int, int], None] = lambda done, total: None,
     pages: Sequence[Any] = (),
     vision_tiles: Sequence[Any] = (),
+    capture: bool = False,
 ) -> dict[str, Any]:
     """Export a checkpoint to a bundle, all or nothing.
 
@@ -67,6 +68,7 @@ def export_bundle(
             its end is kept in float32; then every shape of every optimisation profile is run.
         vision_tiles: calibration pages, float32 [5, 3, 336, 336]: the vision graph's weights and activations
             become 8 bits, for the target ``onnx``.
+        capture: write the graph that makes tiles of photos (:mod:`.capture_graph`) beside the model.
 
     Returns:
         The manifest.
@@ -87,13 +89,12 @@ def export_bundle(
     if target == "coreml":
         if resume or profile is not None:
             raise UserError("--resume and --profile are for the targets jetson and onnx. Leave them out.")
-        return _export_coreml(Path(checkpoint), Path(output), where, precision, gate, report)
+        return _export_coreml(Path(checkpoint), Path(output), where, precision, gate, report, capture)
     source, options = _prepare(checkpoint, target, where, precision, profile)
     from pulse_edge.export.exporter import export_to_folder
 
-    options = replace(
-        options, resume=resume, pages=pages, vision_tiles=vision_tiles, report=report, tick=tick
-    )
+    options = replace(options, resume=resume, pages=pages, report=report, tick=tick)
+    options = replace(options, vision_tiles=vision_tiles, capture=capture)
     return export_to_folder(source, Path(output), options, gate)
 
 
@@ -123,6 +124,7 @@ def _export_coreml(
     precision: str | None,
     gate: Gate | None,
     report: Callable[[str], None],
+    capture: bool,
 ) -> dict[str, Any]:
     from pulse_edge.export.coreml.bundle import export_to_folder
     from pulse_edge.export.weights import precision as read_precision
@@ -130,7 +132,7 @@ def _export_coreml(
 
     how = read_precision(precision or _usual_precision(checkpoint), "coreml")
     require_fit(checkpoint, where.name, f"int{how.bits}" if how.bits < 16 else how.name, "coreml")
-    return export_to_folder(checkpoint, output, "coreml", where, how, gate, report)
+    return export_to_folder(checkpoint, output, "coreml", where, how, gate, report, capture)
 
 
 def _usual_precision(checkpoint: Path) -> str:

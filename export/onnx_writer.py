@@ -335,7 +335,11 @@ def infer(path: Path) -> tuple[onnx.ModelProto, dict[str, str], dict[str, tuple[
         the shape of each, whose entries are lengths, names of dynamic lengths, or None where unknown.
     """
     model = onnx.load(str(path), load_external_data=False)
-    graph = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
+    try:
+        graph = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
+    except onnx.shape_inference.InferenceError:
+        # Small constants are taken for shapes, whose arithmetic onnx knows for lists of one length only.
+        graph = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
     types, shapes = {}, {}
     for value in [*graph.input, *graph.value_info, *graph.output]:
         kind = value.type.tensor_type

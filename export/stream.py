@@ -45,6 +45,7 @@ class Options:
         pages: real ECG pages, uint8 [H, W, 3], on which ranges are observed; without them nothing is run.
         vision_tiles: calibration pages, float32 [5, 3, 336, 336], for a vision graph of 8 bits; empty for one
             of floats.
+        capture: write the graph that makes tiles of photos, too.
         report: called with the name of every step.
         tick: called with the bytes of weights that are written, and of all.
     """
@@ -55,6 +56,7 @@ class Options:
     resume: bool = False
     pages: Sequence[NDArray[np.uint8]] = ()
     vision_tiles: Sequence[NDArray[np.float32]] = ()
+    capture: bool = False
     report: Callable[[str], None] = lambda step: None
     tick: Callable[[int, int], None] = lambda done, total: None
 
