@@ -65,6 +65,8 @@ def export_to_folder(
             TOOLS,
         )
         fields["model"]["weight_types"] = source.kinds
+        if source.clip and how.profile == "ort" and how.bits < 16:
+            fields["precision"]["vision"] = "int8"
         fields["precision"] |= {"decoder_kept_fp16": plan.kept, "decoder_profile": how.profile}
         fields["checks"] = {}
         if options.pages:
