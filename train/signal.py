@@ -128,7 +128,7 @@ def _beat_view(measured: Measurements) -> Floats:
         np.log(max(measured.irregularity or 0.03, 0.003) / 0.03),
     ]
     root = np.sign(beats) * np.sqrt(np.abs(beats) + 1e-3)
-    return np.concatenate([root, rhythm]).astype(np.float32)
+    return np.asarray(np.concatenate([root, rhythm]), np.float32)
 
 
 def _regress(learn: list[Floats], targets: Floats, judge: list[Floats]) -> NDArray[np.float64]:
