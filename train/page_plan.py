@@ -13,8 +13,8 @@ from pulse_edge.train.build import build_model
 from pulse_edge.train.recipe import Recipe
 
 TEXT_TOKENS: Final = 205  # of a page's questions and answers, in the mean of 32 training pages
-# Forward and backward of pulse-nano's tower took 3.2 s of one core for 16 pages of 3 x 4.2 GFLOP (an Intel Xeon
-# with avx512_bf16, bf16, batch 80 tiles, other programs running): measured once, good to a factor of two.
+# Forward and backward of pulse-nano's tower took 3.2 s of one core for 16 pages of 3 x 4.2 GFLOP (an Intel
+# Xeon with avx512_bf16, batch 80 tiles, other programs running): measured once, good to a factor of two.
 CORE_FLOPS: Final = 6.0e10
 BACKWARD: Final = 2  # times the forward's operations
 
