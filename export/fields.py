@@ -104,6 +104,8 @@ def bundle_fields(
         },
         "labels": labels,
         "scoring": scoring,
+        "calibration": card["calibration"],
+        "answers": card["answers"],
         "accuracy": list(card["metrics"]),
         "parity": None,
         "toolchain": toolchain(tools),

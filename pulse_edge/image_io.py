@@ -47,15 +47,19 @@ def open_image(path: str | PathLike[str], upright: bool = False) -> Image.Image:
     return as_rgb(_upright(image))
 
 
-def open_reduced(path: str | PathLike[str], long_side: int) -> tuple[Image.Image, tuple[int, int]]:
+def open_reduced(
+    path: str | PathLike[str], long_side: int, enough: int | None = None
+) -> tuple[Image.Image, tuple[int, int]]:
     """Open a picture upright and no larger than a bound, in bounded memory.
 
-    A JPEG far above the bound is decoded at a half, a quarter or an eighth of its size, which costs a
+    A JPEG is decoded at a half, a quarter or an eighth of its size where that is enough, which costs a
     fraction of the time and memory; others are decoded whole, then reduced before anything is copied.
 
     Args:
         path: of a file in any format that :func:`open_image` reads.
         long_side: pixels that the longer side of the result has at most.
+        enough: pixels along the longer side below which a JPEG is not decoded smaller; ``long_side`` by
+            default.
 
     Returns:
         The picture in mode RGB, upright by its EXIF orientation, and the width and height in pixels that
@@ -64,7 +68,7 @@ def open_reduced(path: str | PathLike[str], long_side: int) -> tuple[Image.Image
     Raises:
         ImageError: as :func:`open_image`; a JPEG may have up to 170 megapixels.
     """
-    image, size = _decode(_existing(path), long_side)
+    image, size = _decode(_existing(path), min(long_side, enough or long_side))
     if max(image.size) > long_side:
         image = _shrink(image, long_side)
     upright = as_rgb(_upright(image))
@@ -119,7 +123,7 @@ def _lies(image: Image.Image) -> bool:
 
 
 def _decode(path: Path, long_side: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
-    """Decode a picture, a JPEG near ``long_side`` if that is given; also its size in the file."""
+    """Decode a picture, a JPEG no smaller than ``long_side`` needs; also its size in the file."""
     try:
         heic = _is_heic(path)
         if heic and not _heic_codec():

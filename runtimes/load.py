@@ -12,6 +12,8 @@ from pulse_edge.bundle.manifest import ENGINES
 from pulse_edge.bundle.signature import required_keys
 from pulse_edge.contract import MANIFEST
 from pulse_edge.errors import BundleError, UnknownNameError, UserError
+from pulse_edge.evaluate.answers import Answers, read_answers
+from pulse_edge.evaluate.calibration import Calibration, read_calibration
 from pulse_edge.model.tokenizer import Tokenizer
 from pulse_edge.runtimes.session import Backend, Session
 
@@ -24,6 +26,7 @@ def load(
     threads: int | None = None,
     require_key: Path | None = None,
     runtime: str | None = None,
+    own: bool = False,
 ) -> Session:
     """Open a model. A Core ML bundle needs an Apple device; `pulse-edge run` plays it through `export`.
 
@@ -36,6 +39,7 @@ def load(
             in ``PULSE_EDGE_REQUIRE_KEY``; a model without a signature is then refused.
         runtime: ``onnx`` or ``tensorrt``; by default TensorRT where the bundle has engines for this
             machine, ONNX Runtime otherwise. The session's ``runtime`` says which, and why.
+        own: the caller has just made it, or is making another of it: no signature is asked for.
 
     Raises:
         BundleError: the bundle is damaged, incomplete, not signed as required or newer than this
@@ -45,7 +49,7 @@ def load(
         UnknownNameError: no such shipped model or runtime.
         MissingExtraError: a checkpoint is to be run without torch.
     """
-    folder, keys = Path(path).expanduser(), required_keys(require_key)
+    folder, keys = Path(path).expanduser(), [] if own else required_keys(require_key)
     if runtime is not None and runtime not in RUNTIMES:
         raise UnknownNameError("runtime", runtime, RUNTIMES)
     if (folder / MANIFEST).is_file() or any(folder.glob("*.onnx")):
@@ -105,9 +109,18 @@ def open_session(
             manifest["scoring"],
             manifest["generation"]["max_new_tokens"],
             how or str(getattr(made, "runtime", "")),
+            *_asking(folder, manifest),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{folder / MANIFEST} lacks a field ({error}). Export the bundle again.") from error
+
+
+def _asking(folder: Path, manifest: dict[str, Any]) -> tuple[Calibration | None, Answers]:
+    try:
+        calibration = read_calibration(manifest.get("calibration"), manifest["labels"])
+        return calibration, read_answers(manifest.get("answers"))
+    except ValueError as error:
+        raise BundleError(f"{folder / MANIFEST} cannot be used: {error}. Export the bundle again.") from error
 
 
 def _choose(
@@ -128,12 +141,22 @@ def _choose(
 
 
 def _open_checkpoint(path: str | PathLike[str]) -> Session:
-    from pulse_edge.evaluate.labels import label_set
+    from pulse_edge.evaluate.labels import card_asking, label_set
     from pulse_edge.model.checkpoint import load_model, read_card, resolve_model
 
     folder = resolve_model(str(path))
-    labels, scoring = label_set(read_card(folder))
+    card = read_card(folder)
+    labels, scoring = label_set(card)
+    calibration, answers = card_asking(card, folder)
     model = load_model(folder, "float32")
     from pulse_edge.model.reference import TorchBackend
 
-    return Session(TorchBackend(model), Tokenizer.from_folder(folder), labels, scoring, runtime="PyTorch")
+    return Session(
+        TorchBackend(model),
+        Tokenizer.from_folder(folder),
+        labels,
+        scoring,
+        runtime="PyTorch",
+        calibration=calibration,
+        answers=answers,
+    )

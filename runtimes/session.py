@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from os import PathLike
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pulse_edge.contract import IMAGE_TOKEN
 from pulse_edge.errors import UserError
+from pulse_edge.evaluate.answers import Answers, read_answers
+from pulse_edge.evaluate.calibration import Calibration, uncalibrated
 from pulse_edge.image_io import as_rgb, open_image
 from pulse_edge.model.preprocess import preprocess
 from pulse_edge.model.prompt import build_prompt, encode_prompt
 from pulse_edge.model.tokenizer import Tokenizer
-from pulse_edge.runtimes.generate import greedy, split_at_image, yes_no
+from pulse_edge.runtimes.conversation import (
+    Halt,
+    Halted,
+    Limits,
+    Recorder,
+    Turns,
+    agreement,
+    go_on,
+    sound_turns,
+)
+from pulse_edge.runtimes.generate import Finish, Pieces, greedy, most_likely, split_at_image, until, yes_no
+from pulse_edge.runtimes.grammar import Vocabulary
 
 Picture = str | PathLike[str] | Image.Image | NDArray[np.uint8]
 
@@ -65,9 +77,15 @@ class Session:
         scoring: ``{"question", "positive", "negative"}``; the question has ``{phrase}`` in it.
         max_new_tokens: bound of an answer's length.
         runtime: what runs the graphs, and why, for people.
+        calibration: of the label set; None if the model has none.
+        answers: how it is asked for structured answers; by default with the questions of ``ecg/instruct.py``.
 
     Attributes:
         runtime: as given.
+        calibration, answers: as given.
+        finish_reason: why the last answer ended: ``stop`` (the model or a stop string ended it), ``length``
+            (its bound or the model's context), ``time``, ``cancelled`` (or no longer read); None while it
+            goes on.
         timing_ms: of the last calls on the present picture: preprocess, vision, prefill (image and
             question, up to the first logits) and decode_per_token; None until measured.
     """
@@ -80,10 +98,15 @@ class Session:
         scoring: Mapping[str, str],
         max_new_tokens: int = 128,
         runtime: str = "",
+        calibration: Calibration | None = None,
+        answers: Answers | None = None,
     ) -> None:
         self.backend, self.tokenizer = backend, tokenizer
         self.labels, self.scoring, self.max_new_tokens = labels, scoring, max_new_tokens
-        self.runtime = runtime
+        self.runtime, self.calibration = runtime, calibration
+        self.answers = answers or read_answers(None)
+        self._vocabulary: Vocabulary | None = None
+        self.finish_reason: Finish | None = None
         self.timing_ms: dict[str, float | None] = {}
         self._seen: NDArray[np.uint8] | None = None
         self._forget()
@@ -93,75 +116,160 @@ class Session:
         return "".join(self.stream(image, question, max_new_tokens))
 
     def stream(self, image: Picture, question: str, max_new_tokens: int | None = None) -> Iterator[str]:
-        """Answer a question about a page greedily, piece by piece, as PULSE is evaluated.
+        """Answer one question about a page piece by piece; see :meth:`chat`."""
+        return self.chat(image, [(question, None)], max_new_tokens)
+
+    def chat(
+        self,
+        image: Picture,
+        turns: Turns,
+        max_new_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        time_limit: float | None = None,
+        cancel: Callable[[], bool] | None = None,
+    ) -> Iterator[str]:
+        """Go on with a conversation about a page greedily, piece by piece, as PULSE is evaluated.
+
+        Where the conversation begins as the last one did, what was read of that is kept, and only the rest is
+        read. A single question is always read anew behind the picture, so its answer depends on nothing else.
 
         Args:
             image: a path, which is opened upright, a Pillow image, or uint8 [H, W, 3] RGB.
-            question: free text, without ``<image>``.
+            turns: (question, answer) pairs, free text without ``<image>``; the last answer is None.
             max_new_tokens: at most so many tokens; the session's bound by default. An answer also ends
                 where the model's context does.
+            stop: an answer ends before any of these texts.
+            time_limit: seconds from the first piece asked for; the answer ends there, as far as it came.
+            cancel: asked before every token and between the steps before the first; True ends the answer.
 
         Raises:
             ImageError: the picture cannot be used.
-            UserError: picture and question do not fit the model's context.
+            UserError: picture and conversation do not fit the model's context, or it is not one.
         """
-        logits = self._read(image, question)
-        budget = self.max_new_tokens if max_new_tokens is None else max_new_tokens
-        room = self.backend.context - self.backend.position + 1  # the last token is not read again
-        spent, start = 0.0, time.perf_counter()
-        for piece, count in greedy(self.backend, self.tokenizer, logits, min(budget, room)):
-            spent += time.perf_counter() - start
-            self.timing_ms["decode_per_token"] = spent * 1e3 / count
-            yield piece  # the time that the caller takes over it is not ours
-            start = time.perf_counter()
+        if not all(stop):
+            raise UserError("A stop string is empty. Leave it out, or write the text to stop before.")
+        self.finish_reason = None
+        limits = Limits(time_limit, cancel)
+        try:
+            logits = self._read(image, turns, limits)
+            self.finish_reason = yield from self._decode(logits, max_new_tokens, stop, limits)
+        except GeneratorExit:  # the caller reads no further
+            self.finish_reason = "cancelled"
+            raise
+        except Halted as halted:
+            self.finish_reason = halted.reason
+
+    def findings(self, image: Picture) -> dict[str, dict[str, Any]]:
+        """Return what the label set says of a page, calibrated if the model carries a calibration.
+
+        Returns:
+            ``{NAME: {"phrase": str, "probability": 0 to 1, "answer": "yes" | "no" | "uncertain"}}``
+
+        Raises:
+            ImageError: the picture cannot be used.
+        """
+        calibration = self.calibration or uncalibrated(self.labels)
+        found = {}
+        for name, score in self.label(image).items():
+            probability = calibration.probability(name, score)
+            found[name] = {
+                "phrase": self.labels[name]["phrase"],
+                "probability": probability,
+                "answer": calibration.answer(probability),
+            }
+        return found
 
     def label(self, image: Picture) -> dict[str, float]:
-        """Return the probability of every label: that of the positive answer to its closed question,
-        against the negative one.
+        """Return the model's own probability of every label: that of the positive answer to its closed
+        question, against the negative one. It is not calibrated: see :meth:`findings`.
 
         Raises:
             ImageError: the picture cannot be used.
         """
         probabilities = {}
         for name, label in self.labels.items():
-            logits = self._read(image, self.scoring["question"].format(**label))
+            logits = self._read(image, [(self.scoring["question"].format(**label), None)])
             probabilities[name] = yes_no(
                 logits, self.tokenizer, self.scoring["positive"], self.scoring["negative"]
             )
         return probabilities
 
+    def structured(
+        self,
+        image: Picture,
+        max_new_tokens: int | None = None,
+        time_limit: float | None = None,
+        cancel: Callable[[], bool] | None = None,
+    ) -> dict[str, Any]:
+        """Return one object of ``runtimes/answer_schema.json`` about a page; see ``runtimes.structured``."""
+        from pulse_edge.runtimes.structured import structured
+
+        return structured(self, image, max_new_tokens, time_limit, cancel)
+
+    def vocabulary(self) -> Vocabulary:
+        """Return the tokens as a grammar needs them; made once.
+
+        Raises:
+            MissingExtraError: llguidance is not installed.
+        """
+        if self._vocabulary is None:
+            self._vocabulary = Vocabulary(self.tokenizer)
+        return self._vocabulary
+
     def logits(self, image: Picture, question: str) -> NDArray[np.float32]:
         """Return the logits [V] behind picture and question, for comparing backends."""
-        return self._read(image, question)
+        return self._read(image, [(question, None)])
 
-    def _read(self, image: Picture, question: str) -> NDArray[np.float32]:
-        if IMAGE_TOKEN in question:
-            raise UserError(
-                f"The question must not contain {IMAGE_TOKEN}. Leave it out: the picture comes first."
-            )
-        try:
-            question.encode()
-        except UnicodeEncodeError as error:  # bytes of another encoding on the command line
-            raise UserError("The question is not valid UTF-8 text. Type it again in UTF-8.") from error
-        before, after = split_at_image(encode_prompt(build_prompt([(question, None)]), self.tokenizer))
-        self._see(image, before)
-        self.backend.rewind(self._kept)
+    def _decode(
+        self, logits: NDArray[np.float32], max_new_tokens: int | None, stop: Sequence[str], halt: Halt
+    ) -> Generator[str, None, Finish]:
+        budget = self.max_new_tokens if max_new_tokens is None else max_new_tokens
+        room = self.backend.context - self.backend.position + 1  # the last token is not read again
+        pieces: Pieces = greedy(
+            Recorder(self.backend, self._tail), self.tokenizer, logits, min(budget, room), most_likely, halt
+        )
+        if stop:
+            pieces = until(pieces, stop)
+        spent = 0.0
+        while True:
+            start = time.perf_counter()
+            try:
+                piece, count = next(pieces)
+            except StopIteration as end:
+                reason: Finish = end.value
+                return reason
+            spent += time.perf_counter() - start
+            self.timing_ms["decode_per_token"] = spent * 1e3 / count
+            yield piece  # the time that the caller takes over it is not ours
+
+    def _read(self, image: Picture, turns: Turns, halt: Halt = lambda: None) -> NDArray[np.float32]:
+        """Bring the backend behind a conversation about a picture; logits [V] there."""
+        before, after = split_at_image(encode_prompt(build_prompt(sound_turns(turns)), self.tokenizer))
+        self._see(image, before, halt)
+        go_on(halt)
+        # A single question is read in one piece, so that its numbers do not depend on what was asked before.
+        same = agreement(self._tail, after[:-1]) if len(turns) > 1 else 0
+        self.backend.rewind(self._kept + same)
+        del self._tail[same:]
         start = time.perf_counter()
-        logits = self.backend.extend(after)
+        logits = self.backend.extend(after[same:])
+        self._tail += after[same:]
         self.timing_ms["prefill"] = self._prefix_ms + (time.perf_counter() - start) * 1e3
         return logits
 
-    def _see(self, image: Picture, before: list[int]) -> None:
-        """Bring the backend to where the image has been read, unless it is there already."""
+    def _see(self, image: Picture, before: list[int], halt: Halt) -> None:
+        """Bring the backend to where the image has been read, unless it has been already."""
         pixels = _pixels(image)
         if self._seen is not None and np.array_equal(self._seen, pixels):
             return
         self._forget()
+        go_on(halt)
         start = time.perf_counter()
         tiles = preprocess(pixels)
         encoded = time.perf_counter()
         embeddings = self.backend.encode(tiles, (pixels.shape[1], pixels.shape[0]))
         read = time.perf_counter()
+        go_on(halt)
         self.backend.prefill(embeddings, before)
         self._prefix_ms = (time.perf_counter() - read) * 1e3
         self._kept = self.backend.position
@@ -170,6 +278,7 @@ class Session:
 
     def _forget(self) -> None:
         self._seen, self._kept, self._prefix_ms = None, 0, 0.0
+        self._tail: list[int] = []  # the tokens that the backend has read behind the picture
         self.timing_ms = dict.fromkeys(("preprocess", "vision", "prefill", "decode_per_token"))
 
 

@@ -15,6 +15,7 @@ from typing import IO, Final
 from pulse_edge import interrupt
 from pulse_edge.errors import PulseEdgeError, UserError
 
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _UNUSABLE: Final = (
     *(errno.EACCES, errno.EROFS, errno.EPERM),
     *(errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EBUSY),
@@ -142,17 +143,24 @@ def disk_errors(place: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except Exception as error:
+        if _is_full(error):
             raise PulseEdgeError(
                 f"The disk of {place} is full; nothing was left there. "
                 "Free some space or choose another --output."
             ) from error
-        if error.errno in _UNUSABLE:
+        if isinstance(error, OSError) and error.errno in _UNUSABLE:
             raise UserError(
                 f"{place} cannot be written ({error.strerror}). Choose another --output."
             ) from error
         raise
+
+
+def _is_full(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    # The core of safetensors is written in Rust and hands on the system's error as text.
+    return type(error).__name__ == "SafetensorError" and any(f"(os error {n})" in str(error) for n in _FULL)
 
 
 def need_space(place: Path, size: int, what: str) -> None:

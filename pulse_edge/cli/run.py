@@ -20,6 +20,8 @@ def run(
     max_new_tokens: Annotated[int | None, typer.Option(help="Bound of the answer.")] = None,
     require_key: Annotated[Path | None, typer.Option(help="Public key that must have signed it.")] = None,
     runtime: Annotated[str | None, typer.Option(help="onnx or tensorrt; by default what fits.")] = None,
+    format: Annotated[str, typer.Option(help="text, or json: one object of the answer's schema.")] = "text",
+    time_limit: Annotated[float | None, typer.Option(help="Seconds for the answer.")] = None,
     as_json: Json = False,
 ) -> None:
     """Ask a model about one ECG."""
@@ -32,14 +34,15 @@ def run(
         if "," in runtime:  # another one than the bundle was made for, and why
             typer.echo(f"pulse-edge: runs in {runtime}", err=True)
 
-    on_text = (lambda piece: None) if as_json else show
     result = commands.run(
-        bundle, image, record, ask, labels, max_new_tokens, require_key, runtime, on_text, explain
-    )
-    if as_json:
-        print_json(result)
+        bundle, image, record, ask, labels, max_new_tokens, require_key, runtime, format, time_limit,
+        (lambda piece: None) if as_json or format == "json" else show, explain,
+    )  # fmt: skip
+    if as_json or "structured" in result:
+        print_json(result if as_json else result["structured"])
         return
     if result["text"]:
         typer.echo()
-    for name, probability in result["labels"].items():
-        typer.echo(f"{name:6s} {probability:6.1%}")
+    for name, finding in result["findings"].items():
+        unsure = "  uncertain" if finding["answer"] == "uncertain" else ""
+        typer.echo(f"{name:6s} {finding['probability']:6.1%}{unsure}")

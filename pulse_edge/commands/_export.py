@@ -103,9 +103,9 @@ def _parity(
         result = {"precision": how, **compare_streamed(checkpoint, folder, pages[0], LIMITS[how], tick)}
         refuse_disparity(result)
         return result
-    bundle = open_model(folder)
+    bundle = open_model(folder, own=True)
     cut = getattr(bundle.backend, "cut", None)  # only Core ML bundles preprocess by themselves
-    result = compare(open_model(checkpoint), bundle, pages, how, *((_STEPS,) if cut else ()))
+    result = compare(open_model(checkpoint, own=True), bundle, pages, how, *((_STEPS,) if cut else ()))
     if cut:
         result["tiles"] = compare_tiles(cut, pages)
     return {**result, "probe": probe(bundle, pages[0])}

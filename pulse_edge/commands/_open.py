@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def open_model(
-    path: str | PathLike[str], require_key: Path | None = None, runtime: str | None = None
+    path: str | PathLike[str],
+    require_key: Path | None = None,
+    runtime: str | None = None,
+    own: bool = False,
 ) -> Session:
     """Open a model; see ``runtimes.load.load``.
 
@@ -31,8 +34,8 @@ def open_model(
 
     folder = Path(path).expanduser()
     if not (folder / MANIFEST).is_file() or read_manifest(folder)["target"] != "coreml":
-        return load(path, require_key=require_key, runtime=runtime)
-    manifest = sound_manifest(folder, required_keys(require_key))
+        return load(path, require_key=require_key, runtime=runtime, own=own)
+    manifest = sound_manifest(folder, [] if own else required_keys(require_key))
     if runtime is not None:
         raise UserError(f"{folder} is a Core ML bundle, which {runtime} does not run. Leave the runtime out.")
     from pulse_edge.export.coreml.player import CoremlBackend

@@ -55,6 +55,7 @@ def quantize(
         UserError: options that cannot be used, or no records and no ``accept_loss``.
         BudgetError: the accuracy gate was not passed; nothing was kept.
     """
+    from pulse_edge.bundle import disk_errors
     from pulse_edge.compress import quantize_checkpoint
     from pulse_edge.model.checkpoint import resolve_model
 
@@ -67,10 +68,11 @@ def quantize(
         )
     start = time.perf_counter()
     chosen = group if group is not None or bits == 8 else _group(source)
-    result = quantize_checkpoint(
-        source, output, bits, chosen, not asymmetric, method, calibration, calibration_size, seed, force_text,
-        _gate(source, bits, records, split, limit, accept_loss, tick), tick,
-    )  # fmt: skip
+    with disk_errors(output.parent):
+        result = quantize_checkpoint(
+            source, output, bits, chosen, not asymmetric, method, calibration, calibration_size, seed,
+            force_text, _gate(source, bits, records, split, limit, accept_loss, tick), tick,
+        )  # fmt: skip
     return {
         "checkpoint": str(output),
         "bytes": sum(path.stat().st_size for path in output.iterdir()),
@@ -122,7 +124,7 @@ def _gate(
             def show(done: int, total: int) -> None:
                 tick(what, done, total)
 
-            return score_records(load(path), Path(records), split, limit, None, show)
+            return score_records(load(path, own=True), Path(records), split, limit, None, show)
 
         found = compare(score(source, "scoring before"), score(folder, "scoring after"))
         side = "all" if split is None else split

@@ -109,6 +109,11 @@ ASKED: Final[tuple[str, ...]] = (
     "AFIB", "SARRH", "STACH", "SBRAD", "PVC", "PAC", "PACE", "IMI", "ASMI", "LVH", "LAFB", "IRBBB",
     "CRBBB", "CLBBB", "IVCD", "1AVB", "ABQRS", "QWAVE", "ISC_", "NDT", "STD_", "LAO/LAE", "INVT",
 )  # fmt: skip
+# How to ask for one value, and where it stands in the answer that is learnt; see evaluate/answers.py.
+MEASURES: Final = {
+    "rate": {"question": RATE_QUESTIONS[0], "answer": "The heart rate is {value} bpm."},
+    "rhythm": {"question": REPORT_QUESTION, "answer": "Rhythm: {value}"},  # it comes first in a report
+}
 
 
 @dataclass(frozen=True)
@@ -180,7 +185,8 @@ def rate_turn(facts: Facts, rng: random.Random) -> list[Turn]:
     """Ask for the heart rate; none when it could not be measured."""
     if facts.rate_bpm is None:
         return []
-    return [Turn("rate", rng.choice(RATE_QUESTIONS), f"The heart rate is {round(facts.rate_bpm)} bpm.")]
+    answer = MEASURES["rate"]["answer"].format(value=round(facts.rate_bpm))
+    return [Turn("rate", rng.choice(RATE_QUESTIONS), answer)]
 
 
 def report_turn(facts: Facts) -> Turn:

@@ -67,6 +67,8 @@ def read_card(folder: Path) -> dict[str, Any]:
         "metrics": [],
         "labels": {},
         "scoring": {},
+        "calibration": None,
+        "answers": None,
         "licences": [],
         "intended_use": "",
     }

@@ -95,6 +95,26 @@ class Tokenizer:
             ids = ids[1:] if self._pieces.id_to_piece(ids[0]) == _SPACE else ids
         return start + ids
 
+    def encode_inside(self, text: str) -> list[int]:
+        """Return the token ids of text that goes on behind other text: no space is put before it."""
+        ids = list(self._pieces.encode("<unk>" + text))
+        if ids[: len(self._guard)] == self._guard:
+            return ids[len(self._guard) :]
+        return list(self._pieces.encode(text))
+
+    def token_bytes(self) -> list[bytes | None]:
+        """Return what each token writes, a space for ``▁``; None for tokens that write nothing (``<s>``)."""
+        pieces, written = self._pieces, list[bytes | None]()
+        for token in range(self.vocab_size):
+            piece = pieces.id_to_piece(token)
+            if pieces.is_byte(token):
+                written.append(bytes([int(piece[3:5], 16)]))  # <0x0A>
+            elif pieces.is_control(token) or pieces.is_unknown(token) or pieces.is_unused(token):
+                written.append(None)
+            else:
+                written.append(piece.replace(_SPACE, " ").encode())
+        return written
+
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Return the text of token ids.
 

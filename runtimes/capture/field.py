@@ -73,12 +73,13 @@ def smooth_field(values: Floats, weight: Floats, stiffness: float) -> tuple[Floa
     )
     filtering = 1 / (1 + stiffness * bend**2)
     base = (weight / max(float(weight.max()), 1e-9)) ** 2
+    down, across = (scipy.fft.dct(np.eye(n), axis=0, norm="ortho") for n in (rows, columns))
     field = np.full_like(values, float(np.median(values[weight >= np.median(weight)])))
     kept = base
     for turn in range(4):
         for _ in range(6 if turn else 12):
             mixed = kept * (values - field) + field
-            field = scipy.fft.idctn(filtering * scipy.fft.dctn(mixed, norm="ortho"), norm="ortho")
+            field = down.T @ (filtering * (down @ mixed @ across.T)) @ across  # at this size faster than FFTs
         off = values - field
         typical = 1.4826 * float(np.median(np.abs(off[base > 0.1]))) if bool((base > 0.1).any()) else 0.1
         limit = 4.685 * max(typical, 0.02)

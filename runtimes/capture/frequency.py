@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
+from itertools import product
 from typing import Final
 
 import numpy as np
@@ -28,7 +29,6 @@ _PERIODS: Final = (2.15, 22.0)  # pixels per millimetre that are searched
 _STEPS: Final = 64  # per octave of spacing
 # Weight of each fifth of the 1 mm frequency in a comb, by how far it stands above the gaps beside it.
 _COMB: Final = {1: 0.5, 2: 0.5, 3: 0.5, 4: 0.5, 5: 1.2, 6: 0.3, 7: 0.3, 8: 0.3, 9: 0.3, 10: 0.7}
-_GAMMA: Final = 0.25  # exponent on power: strong teeth count more, but no single one is a comb
 _CAP: Final = 12.0
 _SKEW: Final = 10  # angles, 12.5 degrees, that the families may be off a right angle (perspective)
 _RATIO: Final = 1.25  # of their spacings
@@ -59,12 +59,15 @@ def spectra(signal: NDArray[np.float32]) -> Spectra:
     rows, columns = _starts(height), _starts(width)
     hann = np.hanning(WINDOW).astype(np.float32)
     taper = hann[:, None] * hann
-    windows = np.stack([padded[r : r + WINDOW, c : c + WINDOW] for r in rows for c in columns])
-    transformed = scipy.fft.rfft2(windows * taper, overwrite_x=True)
-    power = transformed.real**2 + transformed.imag**2
+    power = np.empty((len(rows) * len(columns), WINDOW, WINDOW // 2 + 1), np.float32)
+    # One window at a time stays in the processor's cache: half the time of all at once.
+    for k, (r, c) in enumerate(product(rows, columns)):
+        found = scipy.fft.rfft2(padded[r : r + WINDOW, c : c + WINDOW] * taper, overwrite_x=True)
+        np.multiply(found.real, found.real, out=power[k])
+        power[k] += found.imag * found.imag
     middle = (WINDOW - 1) / 2
     centre = [(c + middle, r + middle) for r in rows for c in columns]
-    return Spectra(np.asarray(power, np.float32), np.array(centre, np.float64), (len(rows), len(columns)))
+    return Spectra(power, np.array(centre, np.float64), (len(rows), len(columns)))
 
 
 def _starts(side: int) -> NDArray[np.intp]:
@@ -92,7 +95,7 @@ def find_seeds(found: Spectra) -> list[Seed]:
     rows, columns = found.shape
     power = found.power.reshape(rows, columns, *found.power.shape[1:])
     groups = [(r, c) for r in _middles(rows) for c in _middles(columns)]
-    mean = [power[max(0, r - 1) : r + 2, max(0, c - 1) : c + 2].mean((0, 1)) for r, c in groups]
+    mean = np.stack([power[max(0, r - 1) : r + 2, max(0, c - 1) : c + 2].mean((0, 1)) for r, c in groups])
     low, high = 1 / _PERIODS[1], 1 / _PERIODS[0]
     # From a tenth of the lowest 1 mm frequency to a little more than twice the highest.
     first, count = int(np.log2(10) * _STEPS) + 1, int(np.log2(high / low) * _STEPS) + 1
@@ -100,8 +103,11 @@ def find_seeds(found: Spectra) -> list[Seed]:
     radius = low * 2.0 ** (np.arange(-first, count + last) / _STEPS)
     angle = np.pi * np.arange(_ANGLES) / _ANGLES
     x, y = radius * np.cos(angle)[:, None], radius * np.sin(angle)[:, None]
-    level = np.stack(mean, axis=-1) ** np.float32(_GAMMA)
-    polar = _look_up(level / np.maximum(np.median(level, axis=(0, 1)), 1e-6), x, y)
+    level = np.sqrt(np.sqrt(mean))  # the fourth root: strong teeth count more, but no single one is a comb
+    flat = level.reshape(len(groups), -1)
+    middle = flat.shape[1] // 2
+    level /= np.maximum(np.partition(flat, middle, axis=1)[:, middle], 1e-6)[:, None, None]
+    polar = _look_up(np.moveaxis(level, 0, -1).copy(), x, y)
 
     def tooth(fifths: float) -> NDArray[np.float32]:
         at = first + round(np.log2(fifths / 5) * _STEPS)
@@ -110,7 +116,8 @@ def find_seeds(found: Spectra) -> list[Seed]:
     score = np.zeros((_ANGLES, count, len(groups)), np.float32)
     for fifths, weight in _COMB.items():
         above = tooth(fifths) - (tooth(fifths - 0.5) + tooth(fifths + 0.5)) / 2
-        score += np.float32(weight) * np.nan_to_num(np.clip(above, -_CAP, _CAP))  # nan: beyond Nyquist
+        above[np.isnan(above)] = 0  # beyond Nyquist
+        score += np.float32(weight) * np.clip(above, -_CAP, _CAP, out=above)
     clear = np.argsort(-score.max((0, 1)))[:_TRIED]
     seeds = [
         Seed(frequency, groups[k][0] * columns + groups[k][1], best)

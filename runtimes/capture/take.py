@@ -19,7 +19,9 @@ from pulse_edge.image_io import open_reduced
 from pulse_edge.runtimes.capture.quality import Verdict, judge
 from pulse_edge.runtimes.capture.rectify import Rectified, rectify
 
-LONG_SIDE: Final = 4096  # pixels that are used of a photo: 12 megapixels pass as they are
+LONG_SIDE: Final = 4096  # pixels that are used of a photo at most
+# What the page needs: 6 px/mm of a sheet that fills the picture. The decoder itself halves a 12 MP JPEG.
+ENOUGH: Final = 2000
 _LEAST_SIDE: Final = 64  # pixels: what is smaller is enlarged, only to be refused in the usual way
 
 
@@ -30,7 +32,7 @@ class Taken:
     Attributes:
         found: the flat page and its mesh, in pixels of the picture as it was decoded.
         verdict: the grade and why.
-        scale: pixels of the whole picture, across and down, for each decoded one; ``(1, 1)`` up to 4096
+        scale: pixels of the whole picture, across and down, for each decoded one; ``(1, 1)`` below 4000
             pixels a side.
         timing_ms: milliseconds of each step.
     """
@@ -91,7 +93,7 @@ def take_file(path: str | PathLike[str]) -> Taken:
         ImageError: the file cannot be read as a picture.
     """
     start = time.perf_counter()
-    picture, size = open_reduced(path, LONG_SIDE)
+    picture, size = open_reduced(path, LONG_SIDE, ENOUGH)
     image = np.asarray(picture)
     decoded = time.perf_counter()
     taken = take(image)
