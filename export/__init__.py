@@ -135,6 +135,7 @@ def _prepare(
     checkpoint: Path, target: str, where: Device, precision: str | None, profile: str | None
 ) -> tuple[Source, Options]:
     """Read the precision, and open the checkpoint."""
+    from pulse_edge.export.ort_decoder import takes
     from pulse_edge.export.source import Source
     from pulse_edge.export.stream import Options
     from pulse_edge.export.weights import precision as read_precision
@@ -142,8 +143,11 @@ def _prepare(
     from pulse_edge.fit import require_fit
 
     form = profile or default_profile(where)
-    how = read_precision(precision or DEFAULT_PRECISION[target], target, form)
+    read_precision(precision or DEFAULT_PRECISION[target], target, form)  # what is mistyped, before reading
     source = Source(Path(checkpoint))
+    if profile is None and form == "ort" and not takes(source.shape):
+        form = "trt"
+    how = read_precision(precision or DEFAULT_PRECISION[target], target, form)
     if source.bits is not None:
         how = take_integers(how, source.bits, precision, target)
     can = where.values["precisions"].value
@@ -205,9 +209,12 @@ def compare_streamed(
 
 
 def default_profile(device: Device) -> str:
-    """The form of a decoder for a device: opset 23's operators where its TensorRT is known to take them."""
+    """The form of a decoder for a device: ONNX Runtime's own operators off a Jetson, and on one opset 23's
+    where its TensorRT is known to take them."""
     version = device.values["tensorrt"].value
-    if device.kind != "jetson" or version is None:
+    if device.kind != "jetson":
+        return "ort"
+    if version is None:
         return "trt"
     return "trt10.15" if tuple(int(part) for part in version.split(".")[:2]) >= (10, 15) else "trt"
 

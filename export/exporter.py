@@ -65,6 +65,8 @@ def export_to_folder(
             TOOLS,
         )
         fields["model"]["weight_types"] = source.kinds
+        if source.clip and how.profile == "ort" and how.bits < 16:
+            fields["precision"]["vision"] = "int8"
         fields["precision"] |= {"decoder_kept_fp16": plan.kept, "decoder_profile": how.profile}
         fields["checks"] = {}
         if options.pages:
@@ -129,7 +131,7 @@ def _try_out(
     found: dict[str, Any] = {}
     if options.how.compute is np.float16:
         options.report("observing the range of float16")
-        newline = None if source.merge == "flat" else source.array(NEWLINE)
+        newline = source.array(NEWLINE) if source.merge == "spatial_unpad" else None
         pages = Pages(options.pages, questions, source.merge, newline)
         found["fp16_range"] = keep_in_range(folder, source.shape, pages)
         if found["fp16_range"]["kept_fp32"]:

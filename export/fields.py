@@ -69,6 +69,7 @@ def bundle_fields(
     """
     labels, scoring = label_set(card)
     vision, table = (f"fp{8 * np.dtype(kind).itemsize}" for kind in (how.compute, how.table))
+    head = "int8" if how.profile == "ort" and how.bits < 16 else table
     return {
         "model": {
             "name": card["name"],
@@ -79,7 +80,7 @@ def bundle_fields(
         },
         "target": target,
         "device": {"profile": device.name, "constraints": device.constraints},
-        "precision": {"vision": vision, "embed": table, "decoder": how.name, "lm_head": table},
+        "precision": {"vision": vision, "embed": table, "decoder": how.name, "lm_head": head},
         "preprocessing": {
             "tile_size": contract.TILE_SIZE,
             "max_tiles": contract.MAX_TILES,

@@ -22,6 +22,7 @@ NEEDED: Final = {
     "train": ("torch", "transformers", "safetensors", "accelerate"),
     "coreml": ("torch", "transformers", "safetensors", "coremltools"),
     "compress": ("torch", "transformers", "safetensors"),
+    "serve": ("fastapi", "uvicorn", "python-multipart", "prometheus-client"),
     "heic": ("pillow-heif",),
 }  # fmt: skip
 _JETSON_MODEL: Final = Path("/proc/device-tree/model")

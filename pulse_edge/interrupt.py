@@ -55,6 +55,12 @@ def check() -> None:
         raise KeyboardInterrupt
 
 
+def forget() -> None:
+    """Go on after a signal that was answered: a job that ends early keeps what it has."""
+    global _received
+    _received = False
+
+
 def _remember(number: int, frame: FrameType | None) -> None:
     global _received
     _received = True

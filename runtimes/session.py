@@ -171,7 +171,7 @@ class Session:
         calibration = self.calibration or uncalibrated(self.labels)
         found = {}
         for name, score in self.label(image).items():
-            probability = calibration.probability(name, score)
+            probability = score if self.calibration is None else calibration.probability(name, score)
             found[name] = {
                 "phrase": self.labels[name]["phrase"],
                 "probability": probability,

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pulse_edge.cli import (  # noqa: F401 - each registers itself
+    bench,
     build,
     bundle,
+    calibrate,
     capture,
+    distill,
     doctor,
     evaluate,
     export,
     plan,
+    prune,
     quantize,
     run,
+    serve,
     train,
     verify,
 )

@@ -52,6 +52,23 @@ def evaluate(
         typer.echo(f"macro AUROC, 95 % interval over patients: {low:.3f} to {high:.3f}")
     else:
         typer.echo("Too few patients for an interval of the macro AUROC.")
+    if "calibration" in result:
+        _print_calibration(result["calibration"])
+
+
+def _print_calibration(found: dict[str, Any]) -> None:
+    typer.echo(f"{'':14s}{'ECE':>8s}{'Brier':>8s}{'NLL':>8s}")
+    for name in ("before", "after"):
+        cells = "".join(f"{found[name][key]:8.4f}" for key in ("ece", "brier", "nll"))
+        typer.echo(f"{name + ' calib.':14s}{cells}")
+    chosen = found["selective"]
+    wrong = "" if chosen["risk"] is None else f", {chosen['risk']:.1%} of them wrong"
+    typer.echo(
+        f"{chosen['coverage']:.0%} of the answers are not uncertain{wrong}; without the band "
+        f"{chosen['risk_at_half']:.1%} would be"
+    )
+    if not found["held_out"]:
+        typer.echo("Among these patients are those that the calibration was fitted to.")
 
 
 def _print_ecgbench(result: dict[str, Any]) -> None:

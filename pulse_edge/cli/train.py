@@ -43,6 +43,8 @@ def train(
                 f"macro AUROC {row['auroc']['macro']:.3f}" if "auroc" in row else f"loss {row['loss']:.4f}"
             )
             typer.echo(f"{row['set']}: {scores} on {row['n']} {row.get('what', 'records')}")
+        if (found := result.get("calibration")) is not None:
+            typer.echo(f"calibrated   {found['method']}, on {found['fit']['patients']} {found['fit']['set']}")
 
 
 def _print_page_plan(plan: dict[str, Any]) -> None:

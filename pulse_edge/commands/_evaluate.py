@@ -75,5 +75,5 @@ def evaluate(
         raise UserError("--limit must be at least 1.")
     read_labels(records)  # complain about the file before a model is loaded
     session = open_model(model)
-    result = score(session, records, split, limit, PaperStyle(layout=layout), tick)
+    result = score(session, records, split, limit, PaperStyle(layout=layout), tick, session.calibration)
     return {**result, "model": str(model), "split": split}

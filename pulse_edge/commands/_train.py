@@ -21,6 +21,8 @@ def train(
 ) -> dict[str, Any]:
     """Train a model from a recipe; see ``pulse_edge.train.run``, and ``pulse_edge.train.estimate``.
 
+    A model of records is calibrated on its validation patients at the end: ``calibration`` is then added.
+
     Raises:
         UserError: no data, or ``gpus`` without ``dry_run``.
     """
@@ -40,4 +42,8 @@ def train(
         )
     start = time.perf_counter()
     result = train_run(recipe, Path(data), Path(output or Path(recipe).stem), pages, workers, init)
+    if any("auroc" in row for row in result["metrics"]):
+        from pulse_edge.commands._calibrate import calibrate_trained
+
+        result = {**result, "calibration": calibrate_trained(Path(result["checkpoint"]), Path(data))}
     return {**result, "seconds": time.perf_counter() - start}

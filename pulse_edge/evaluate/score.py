@@ -17,6 +17,7 @@ from pulse_edge.ecg.paper import PaperStyle, blank, render
 from pulse_edge.ecg.record import read_record
 from pulse_edge.ecg.split import split
 from pulse_edge.errors import RecordError, UserError
+from pulse_edge.evaluate.calibration import Calibration
 from pulse_edge.evaluate.labels import read_labels
 
 THRESHOLD: Final = 0.5
@@ -64,6 +65,7 @@ def evaluate(
     limit: int | None = None,
     style: PaperStyle | None = None,
     tick: Callable[[int, int], None] = lambda done, total: None,
+    calibration: Calibration | None = None,
 ) -> dict[str, Any]:
     """Render every labelled record and compare the model's labels with the truth.
 
@@ -74,12 +76,15 @@ def evaluate(
         limit: at most so many records, the first of the file.
         style: of the pages.
         tick: called with records done and in all.
+        calibration: of the model, if it has one.
 
     Returns:
         ``n``, ``auroc`` and ``f1`` (macro and by label; a label whose truth is constant gets None),
         ``auroc_interval`` (95 %, bootstrap over patients), ``blank_image`` (the same on a page without
         a trace), ``shuffled`` (the same scores, dealt out to the records by lot), ``skipped`` by reason,
-        ``seconds_per_record``.
+        ``seconds_per_record``; with a calibration also ``calibration``, see
+        ``reliability.report_calibration``, and ``held_out``: whether these are none of the patients it was
+        fitted to. AUROC and F1 are of the model's own probabilities.
 
     Raises:
         UserError: the file is not usable, or nothing is left to score.
@@ -89,6 +94,13 @@ def evaluate(
     empty = model.label(blank(style))
     on_blank = np.tile([empty[name] for name in names], (len(score), 1))
     shuffled = score[np.random.default_rng(0).permutation(len(score))]
+    calibrated: dict[str, Any] = {}
+    if calibration is not None:
+        from pulse_edge.evaluate.reliability import report_calibration
+
+        calibrated = {
+            "calibration": {**report_calibration(scored, calibration), "held_out": side in ("train", "test")}
+        }
     return {
         "n": len(score),
         "patients": len(set(patients)),
@@ -103,6 +115,7 @@ def evaluate(
         "shuffled": {"auroc": auroc(true, shuffled, names), "f1": f1(true, shuffled, names)},
         "skipped": scored.skipped,
         "seconds_per_record": scored.seconds_per_record,
+        **calibrated,
     }
 
 

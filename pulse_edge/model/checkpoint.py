@@ -83,6 +83,27 @@ def read_card(folder: Path) -> dict[str, Any]:
     return {**empty, **card}
 
 
+def write_card_field(folder: Path, name: str, value: Any) -> None:
+    """Write one field of a checkpoint's ``pulse.json``, and its new hash where ``SHA256SUMS`` lists the file.
+
+    Raises:
+        CheckpointError: the card is not valid.
+        PulseEdgeError: the folder cannot be written.
+    """
+    from pulse_edge.bundle import sha256_file, write_atomic
+
+    file, sums = folder / CHECKPOINT_CARD, folder / "SHA256SUMS"
+    whole = read_card(folder)
+    card = {**(read_json(file) if file.is_file() else whole), name: value}
+    write_atomic(file, (json.dumps(card, indent=2, ensure_ascii=False) + "\n").encode())
+    if sums.is_file():
+        lines = [line.split() for line in sums.read_text(encoding="utf-8").splitlines()]
+        text = "".join(
+            f"{sha256_file(file) if path == CHECKPOINT_CARD else digest}  {path}\n" for digest, path in lines
+        )
+        write_atomic(sums, text.encode())
+
+
 def load_model(path: str | Path, dtype: str | torch.dtype | None = None) -> PulseForConditionalGeneration:
     """Load a checkpoint, ready for inference.
 

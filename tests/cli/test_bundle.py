@@ -28,7 +28,7 @@ def test_sign_verify_and_require(pulse, own_bundle, keys, page, monkeypatch) -> 
     assert pulse("bundle", "sign", own_bundle, "--key", key, "--json").json["bundle"] == str(own_bundle)
     assert pulse("verify", own_bundle, "--key", public).out == "The bundle is sound.\n"
     done = pulse("run", own_bundle, "--image", page, "--labels", "--require-key", public, "--json")
-    assert set(done.json) == {"text", "labels", "timing_ms"}
+    assert set(done.json) == {"text", "labels", "findings", "finish_reason", "timing_ms"}
     monkeypatch.setenv(REQUIRE_KEY, str(public))
     assert pulse("verify", own_bundle).code == 0
     (own_bundle / "LICENCES.txt").write_text("none")

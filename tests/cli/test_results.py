@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 
+import jsonschema
 import pytest
 
 import pulse_edge
+from pulse_edge.bundle import read_manifest
+from pulse_edge.bundle.manifest import manifest_digest, write_json
 from pulse_edge.ecg.paper import render
 from pulse_edge.ecg.record import read_record
 from pulse_edge.runtimes.load import load
+from pulse_edge.runtimes.structured import answer_schema
 from pulse_edge.samples import SAMPLES, samples
 
 LABELS = ["NORM", "MI", "STTC", "CD", "HYP"]
@@ -22,11 +26,12 @@ def test_run_as_json_has_the_promised_keys_and_the_session_s_answers(pulse, smal
         "run", small_bundle, "--image", page, "--ask", RATE, "--labels", "--max-new-tokens", 9, "--json"
     )
     assert (done.code, done.err) == (0, "")
-    result = done.json
-    assert set(result) == {"text", "labels", "timing_ms"}
+    result, session = done.json, load(small_bundle)
+    assert set(result) == {"text", "labels", "findings", "finish_reason", "timing_ms"}
+    assert result["finish_reason"] == "length"
+    assert result["findings"] == session.findings(page)
     assert set(result["timing_ms"]) == TIMES
     assert all(value > 0 for value in result["timing_ms"].values())
-    session = load(small_bundle)
     assert result["text"] == session.ask(page, RATE, 9).strip()
     assert result["labels"] == session.label(page)
     assert list(result["labels"]) == LABELS
@@ -44,6 +49,32 @@ def test_run_gives_only_what_was_asked_for(pulse, small_bundle, page) -> None:
     both = pulse("run", small_bundle, "--image", page, "--max-new-tokens", 3, "--json").json
     assert both["text"]
     assert both["labels"] == labels["labels"]
+
+
+def test_run_writes_one_object_of_the_schema_and_nothing_else(pulse, small_bundle, page) -> None:
+    done = pulse("run", small_bundle, "--image", page, "--format", "json", "--max-new-tokens", 5)
+    assert (done.code, done.err) == (0, "")
+    jsonschema.Draft202012Validator(answer_schema()).validate(done.json)
+    both = pulse(
+        "run", small_bundle, "--image", page, "--format", "json", "--max-new-tokens", 5, "--json"
+    ).json
+    assert both["structured"] == done.json
+    assert both["text"] == done.json["report"]
+    for wrong in (["--format", "jsn"], ["--format", "json", "--labels"], ["--time-limit", 0]):
+        refused = pulse("run", small_bundle, "--image", page, *wrong)
+        assert refused.code == 2
+        assert refused.out == ""
+
+
+def test_run_marks_what_is_uncertain(pulse, own_bundle, page) -> None:
+    manifest = read_manifest(own_bundle)
+    labels = {name: {"scale": 1.0, "bias": 0.0} for name in LABELS}
+    manifest["calibration"] = {"schema": 1, "labels": labels, "band": [0.0, 1.0]}
+    manifest["digest"] = manifest_digest(manifest)
+    write_json(own_bundle / "manifest.json", manifest)
+    done = pulse("run", own_bundle, "--image", page, "--labels")
+    assert done.code == 0
+    assert [line.split()[-1] for line in done.out.splitlines()] == ["uncertain"] * 5
 
 
 def test_run_for_people_streams_the_text_and_lists_the_labels(pulse, small_bundle, page) -> None:

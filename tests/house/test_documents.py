@@ -147,7 +147,8 @@ def test_the_citation_names_pulse_and_ptb_xl(root: Path) -> None:
 def test_the_extras_are_those_promised(project: dict[str, Any]) -> None:
     extras = project["optional-dependencies"]
     assert set(extras) == {
-        "runtime", "train", "compress", "export", "coreml", "jetson", "serve", "heic", "all", "dev",
+        "runtime", "train", "compress", "export", "coreml", "jetson", "serve", "structured", "heic",
+        "all", "dev",
     }  # fmt: skip
     base = " ".join(project["dependencies"])
     for heavy in ("torch", "transformers", "onnxscript", "coremltools", "opencv-python>"):

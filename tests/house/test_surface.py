@@ -19,14 +19,19 @@ PUBLIC = {
     "load": "(path",
 }
 VERBS = [
+    "bench",
     "build",
+    "calibrate",
     "capture",
+    "distill",
     "doctor",
     "eval",
     "export",
     "plan",
+    "prune",
     "quantize",
     "run",
+    "serve",
     "train",
     "verify",
 ]
