@@ -1,9 +1,11 @@
-"""What is learnt, in two stages, as LLaVA's own recipe has it: first to see, then to speak.
+"""What is learnt, in stages, the first two as LLaVA's own recipe has them: first to see, then to speak.
 
 * ``see``: the tower, through the readout head (`readout.py`): measurements and diagnoses.
 * ``speak``: projector and language model on the frozen tower: next-token cross-entropy on the
   answers, as PULSE was trained (image and instruction masked), and, on the superclass questions,
   the head's probability as a soft target (Hinton et al., 2015).
+* ``tune``: all of a model that sees and speaks already, through its answers alone. The superclass
+  questions have the signal teacher's soft target and no hard one, which would be learnt by heart.
 """
 
 from __future__ import annotations
@@ -46,11 +48,12 @@ class TrainingObjective(nn.Module):
         self._tally: dict[str, list[float]] = {}
 
     def set_stage(self, stage: str) -> None:
-        """Choose what is trained: tower and head, or projector and language model."""
+        """Choose what is trained: tower and head, projector and language model, or all but the head."""
         self.stage = stage
         for name, parameter in self.named_parameters():
-            sees = "vision_tower" in name or name.startswith("readout")
-            parameter.requires_grad_(sees == (stage == "see"))
+            head = name.startswith("readout")
+            sees = head or "vision_tower" in name
+            parameter.requires_grad_(not head if stage == "tune" else sees == (stage == "see"))
         self.train(self.training)
 
     def train(self, mode: bool = True) -> TrainingObjective:
@@ -77,12 +80,17 @@ class TrainingObjective(nn.Module):
             told = self.readout.cell_loss(tokens, batch["traces"], batch["leads"])
             self._note(cell=told, measure=measured, diagnose=diagnosed)
             return {"loss": CELL_WEIGHT * told + MEASURE_WEIGHT * measured + diagnosed}
-        with torch.no_grad():
-            tokens = self.look(tiles)
-            soft = self.readout(tokens)[2][:, : len(SUPERCLASS_PHRASES)].float().sigmoid()
+        asked, weights = batch["closed"][:, 0] >= 0, batch["weights"]
+        if self.stage == "tune":
+            tokens, soft = self.look(tiles), batch["diagnoses"][:, : len(SUPERCLASS_PHRASES)]
+            weights = weights.clone()
+            weights[asked] = weights[asked].scatter(1, batch["closed"][asked] + 1, 0.0)
+        else:
+            with torch.no_grad():
+                tokens = self.look(tiles)
+                soft = self.readout(tokens)[2][:, : len(SUPERCLASS_PHRASES)].float().sigmoid()
         hidden = self.read(tokens, batch["ids"], batch["segment"])
-        answer = self._answer_loss(hidden, batch["labels"], batch["weights"])
-        asked = batch["closed"][:, 0] >= 0
+        answer = self._answer_loss(hidden, batch["labels"], weights)
         margin = self.margins(hidden[asked], batch["closed"][asked])
         taught = nn.functional.binary_cross_entropy_with_logits(margin, soft[asked])
         self._note(answer=answer, taught=taught)
