@@ -146,6 +146,7 @@ def _open(path: Path, threads: int | None, mapped: bool = False) -> Any:
     """Open a graph; one that is ``mapped`` takes its weights as they lie in the file, without a copy."""
     import onnxruntime
 
+    onnxruntime.disable_telemetry_events()  # nothing about a patient's machine is counted or sent
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()
     options.log_severity_level = 3
