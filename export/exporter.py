@@ -131,7 +131,7 @@ def _try_out(
     found: dict[str, Any] = {}
     if options.how.compute is np.float16:
         options.report("observing the range of float16")
-        newline = None if source.merge == "flat" else source.array(NEWLINE)
+        newline = source.array(NEWLINE) if source.merge == "spatial_unpad" else None
         pages = Pages(options.pages, questions, source.merge, newline)
         found["fp16_range"] = keep_in_range(folder, source.shape, pages)
         if found["fp16_range"]["kept_fp32"]:

@@ -209,6 +209,11 @@ class GraphWriter:
             self._known.append(helper.make_tensor_value_info(name, _TYPES[np.dtype(dtype)], shape))
         return names[0]
 
+    def pair(self, kind: str, *inputs: str, names: tuple[str, str], **attributes: Any) -> tuple[str, str]:
+        """Add a node with two outputs; their names must be new."""
+        self._nodes.append(helper.make_node(kind, list(inputs), list(names), name=names[0], **attributes))
+        return names
+
     def cast(self, x: str, dtype: type[np.generic], name: str) -> str:
         """Add a conversion to ``dtype``."""
         return self.op("Cast", x, name=name, to=_TYPES[np.dtype(dtype)])

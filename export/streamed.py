@@ -25,6 +25,7 @@ from pulse_edge.export.prompts import Questions, text_tokens, tiles_of, visual_t
 from pulse_edge.export.slices import Graph, open_model, run
 from pulse_edge.model.checkpoint import compute_buffers
 from pulse_edge.model.layouts import HEAD, NEWLINE, TABLE, canonical, pulse_config
+from pulse_edge.model.merge import KEPT
 from pulse_edge.model.pulse import PulseConfig, PulseForConditionalGeneration
 from pulse_edge.model.quantized import INTEGERS, SCALE, ZERO, quantized_weight
 from pulse_edge.model.reference import cache_argument
@@ -129,7 +130,7 @@ class _Bundle:
         return text_tokens(ids, self.table)
 
     def features(self, tiles: Array, count: int) -> Array:
-        result: Array = self._open("vision").run(["image_features"], {"pixel_values": tiles})[0][:count]
+        result: Array = self._open("vision").run(["image_features"], {"pixel_values": tiles})[0]
         return result
 
     def layer(self, i: int) -> Layer:
@@ -168,6 +169,7 @@ def answers(
     behind each label's question; and the picture's features."""
     count, size, merge, newline = place
     features = side.features(tiles, count)
+    features = features if merge == KEPT else features[:count]
     gc.collect()
     seen = visual_tokens(features, count, size, merge, newline, VISUAL)
     first = np.concatenate([side.rows(questions.before), seen])[None]
@@ -216,8 +218,8 @@ def compare_streamed(
     """
     tiles, count, size = tiles_of(page)
     reference, candidate = _Checkpoint(checkpoint), _Bundle(folder)
-    merge = reference.config.merge
-    newline = reference.get(NEWLINE).numpy() if merge != "flat" else None
+    merge = reference.config.merge if reference.config.keep_tokens is None else KEPT
+    newline = reference.get(NEWLINE).numpy() if merge == "spatial_unpad" else None
     place = (count, size, merge, newline)
     total, done = 2 * reference.layers, 0
 

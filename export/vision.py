@@ -16,6 +16,7 @@ import numpy as np
 
 from pulse_edge.contract import MAX_TILES, exact_div
 from pulse_edge.errors import CheckpointError
+from pulse_edge.export.ink import choose_rows
 from pulse_edge.export.linear import linear, rows, vector
 from pulse_edge.export.onnx_writer import GraphWriter
 from pulse_edge.export.rounded import Rounded
@@ -45,6 +46,7 @@ class ClipShape:
         skip: tokens left out at the start: 1 for the class token, or 0.
         projected: width behind the projector.
         biased: whether the projector has biases.
+        keep, keep_by: visual tokens that are kept of a page (None: all), and which.
     """
 
     hidden: int
@@ -59,6 +61,8 @@ class ClipShape:
     skip: int
     projected: int
     biased: bool
+    keep: int | None = None
+    keep_by: str = "ink"
 
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> ClipShape:
@@ -88,6 +92,8 @@ class ClipShape:
             skip=1 if fields.get("vision_feature_select_strategy", "default") == "default" else 0,
             projected=fields["text_config"]["hidden_size"],
             biased=bool(fields.get("multimodal_projector_bias", True)),
+            keep=fields.get("keep_tokens"),
+            keep_by=fields.get("keep_by", "ink"),
         )
 
     @property
@@ -97,7 +103,7 @@ class ClipShape:
 
     @property
     def tokens(self) -> int:
-        """Tokens that a tile becomes."""
+        """Tokens that a tile becomes, before some are chosen."""
         return self.positions - self.skip
 
     def weights(self) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -154,13 +160,16 @@ class _Clip:
     def write(self) -> None:
         w, s = self.w, self.s
         pixels = w.input("pixel_values", np.float32, [MAX_TILES, 3, s.image, s.image])
-        w.output("image_features", np.float32, [MAX_TILES, s.tokens, s.projected])
+        kept = s.tokens if s.keep is None else exact_div(s.keep, MAX_TILES)
+        w.output("image_features", np.float32, [MAX_TILES, kept, s.projected])
         x = self._norm(self._embed(pixels), "pre_layrnorm")
         for i in range(s.used):
             x = self._layer(x, f"encoder.layers.{i}")
         if s.skip:
             start, end, axis = (w.constant([v], np.int64) for v in (s.skip, s.positions, 1))
             x = w.op("Slice", x, start, end, axis, name="features")
+        if s.keep is not None:
+            x = choose_rows(w, pixels, x, s.tokens, s.hidden, s.image, s.keep, s.keep_by)
         x = self._linear(x, "projector.linear_1", "projector.linear_1", s.biased)
         x = self._linear(self._gelu(x, "projector"), "projector.linear_2", "projector.linear_2", s.biased)
         if self.how.compute is np.float16:

@@ -56,8 +56,8 @@ class OnnxBackend:
         n = len(tiles)
         if n < MAX_TILES:
             tiles = np.concatenate([tiles, np.zeros((MAX_TILES - n, *tiles.shape[1:]), np.float32)])
-        features = self._vision.run(["image_features"], {"pixel_values": tiles})[0][:n]
-        return merge_features(features, image_size, self._merge, self._newline)
+        features = self._vision.run(["image_features"], {"pixel_values": tiles})[0]
+        return merge_features(features, image_size, self._merge, self._newline, n)
 
     def prefill(self, embeddings: NDArray[np.float32] | None, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Forget everything and read a prompt with one -200 for the image. What stands before the image is

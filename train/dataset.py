@@ -18,30 +18,17 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from pulse_edge.contract import (
-    EOS_ID,
-    IGNORE_ID,
-    IMAGE_TOKEN,
-    IMAGE_TOKEN_ID,
-    MAX_TILES,
-    PAD_COLOUR,
-    ROLES,
-    TILE_SIZE,
-    exact_div,
-)
+from pulse_edge.contract import IGNORE_ID, PAD_COLOUR, TILE_SIZE, exact_div
 from pulse_edge.ecg import instruct
 from pulse_edge.ecg.measure import measure
 from pulse_edge.ecg.paper import PaperStyle, render
+from pulse_edge.ecg.vary import draw_picture, draw_style, vary_record
+from pulse_edge.model.packing import PAD_SEGMENT, image_prefix, pack
 from pulse_edge.model.preprocess import geometry, tiles
-from pulse_edge.model.prompt import build_prompt, encode_prompt
 from pulse_edge.model.tokenizer import Tokenizer
-from pulse_edge.train.augment import draw_picture, draw_style, vary_record
 from pulse_edge.train.examples import BeatBasis, Example
 from pulse_edge.train.traces import cell_traces
 
-# How much one answer of a kind counts; a report has some forty tokens, a closed answer one.
-ANSWER_WEIGHT: Final = {"superclass": 1.0, "finding": 0.5, "rate": 0.5, "report": 1.0}
-PAD_SEGMENT: Final = -1
 BELIEF: Final = np.float32(0.5)  # share of the teacher's probability in the target, the label has the rest
 EXACT: Final = 0.3  # share of pages that go through PULSE's own, slower resizing
 
@@ -148,57 +135,12 @@ def quick_tiles(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.concatenate([base[None], cut.reshape(-1, TILE_SIZE, TILE_SIZE, 3)]).astype(np.uint8)
 
 
-def image_prefix(tokenizer: Tokenizer, tokens_per_tile: int) -> list[int]:
-    """Token ids up to and including the image, one sentinel per visual token of five flat tiles."""
-    prompt = build_prompt([("", None)])
-    ids = encode_prompt(prompt[: prompt.index(IMAGE_TOKEN)] + IMAGE_TOKEN, tokenizer)
-    at = ids.index(IMAGE_TOKEN_ID)
-    return ids[:at] + [IMAGE_TOKEN_ID] * (tokens_per_tile * MAX_TILES)
-
-
-def after_image(question: str, tokenizer: Tokenizer, answer: str | None = None) -> list[int]:
-    """Token ids of what follows the image: question, assistant's turn and, if given, the answer."""
-    text = f"\n{question} {ROLES[1]}:" + (f" {answer}" if answer is not None else "")
-    ids = tokenizer.encode(text, bos=False)
-    return ids + [EOS_ID] if answer is not None else ids
-
-
 def diagnoses(facts: instruct.Facts) -> NDArray[np.float32]:
     """Return 1, 0 or NaN (not known) for the five superclasses, then for the findings asked about."""
     known = np.float32(np.nan if not facts.superclasses else 0.0)
     groups = [known + np.float32(name in facts.superclasses) for name in instruct.SUPERCLASS_PHRASES]
     found = [facts.has(code) for code in instruct.ASKED]
     return np.array(groups + [np.nan if has is None else has for has in found], np.float32)
-
-
-def pack(prefix: list[int], turns: list[instruct.Turn], tokenizer: Tokenizer) -> dict[str, Any]:
-    """Pack the prefix and all turns.
-
-    Returns:
-        ids, segment (0 is the shared prefix), labels, weights: 1-D arrays of equal length; closed:
-        indices of the positions from which the superclass answers are read, -1 where not asked.
-    """
-    ids, segment = list(prefix), [0] * len(prefix)
-    labels, weights = [IGNORE_ID] * len(prefix), [0.0] * len(prefix)
-    closed = []
-    for number, turn in enumerate(turns, start=1):
-        quiet = len(after_image(turn.question, tokenizer))
-        tokens = after_image(turn.question, tokenizer, turn.answer)
-        answered = len(tokens) - quiet
-        if turn.kind == "superclass":
-            closed.append(len(ids) + quiet - 1)
-        ids += tokens
-        segment += [number] * len(tokens)
-        labels += [IGNORE_ID] * quiet + tokens[quiet:]
-        # The first token carries a closed answer; in longer answers every token counts the same.
-        weights += [0.0] * quiet + [ANSWER_WEIGHT[turn.kind] / answered] * answered
-    return {
-        "ids": np.asarray(ids, np.int64),
-        "segment": np.asarray(segment, np.int64),
-        "labels": np.asarray(labels, np.int64),
-        "weights": np.asarray(weights, np.float32),
-        "closed": np.asarray(closed or [-1] * len(instruct.SUPERCLASS_PHRASES), np.int64),
-    }
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -25,6 +25,7 @@ from pulse_edge.export.shape import DecoderShape, decoder_shape
 from pulse_edge.export.weights import Precision
 from pulse_edge.model.checkpoint import load_model, read_card
 from pulse_edge.model.layouts import HEAD
+from pulse_edge.model.merge import KEPT
 from pulse_edge.model.pulse import PulseForConditionalGeneration
 from pulse_edge.model.quantized import QuantizedWeight
 from pulse_edge.model.tokenizer import Tokenizer
@@ -56,7 +57,7 @@ def export_to_folder(
         fields = bundle_fields(
             hash_weights(checkpoint),
             card,
-            model.config.merge,
+            model.config.merge if model.config.keep_tokens is None else KEPT,
             tokenizer,
             shape,
             target,

@@ -10,13 +10,15 @@ import torch
 from pulse_edge.contract import EOS_ID, IGNORE_ID
 from pulse_edge.ecg import instruct
 from pulse_edge.ecg.split import SPLITS
+from pulse_edge.model.packed import normalize, segment_positions
+from pulse_edge.model.packing import pack
 from pulse_edge.model.prompt import build_prompt, encode_prompt
 from pulse_edge.model.reference import TorchBackend
 from pulse_edge.model.tokenizer import Tokenizer
 from pulse_edge.train.build import build_model
-from pulse_edge.train.dataset import DefaultPages, PageDataset, collate, pack
+from pulse_edge.train.dataset import DefaultPages, PageDataset, collate
 from pulse_edge.train.examples import fit_beat_basis, read_examples
-from pulse_edge.train.objective import TrainingObjective, normalize, segment_positions
+from pulse_edge.train.objective import TrainingObjective
 from pulse_edge.train.recipe import read_recipe
 from pulse_edge.train.tokenizer import train_tokenizer
 from pulse_edge.train.trainer import answer_ids
