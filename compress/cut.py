@@ -236,6 +236,8 @@ def _keep_inputs(state: dict[str, Tensor], layer: str, moment: Tensor, kept: Ten
 
     Of a convolution's channels the same is taken to hold at each of its taps.
     """
+    if len(kept) == len(moment):
+        return
     weight = state[f"{layer}.weight"]
     inside = moment[kept][:, kept]
     inside = inside + _DAMP * inside.diagonal().mean().clamp(min=1e-12) * torch.eye(len(kept))

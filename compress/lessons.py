@@ -7,7 +7,6 @@ each token of the answers: a head turns those into the whole distribution again,
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -177,7 +176,7 @@ class Lessons:
         found: dict[str, list[Any]] = {name: [] for name in (*wanted, "turns")}
         for k in numbers:
             with safe_open(self.journal.part(k // SHARD), framework="pt") as opened:
-                facts = json.loads(opened.metadata()["facts"])
+                facts = self.journal.facts(k // SHARD)
                 place = k % SHARD
                 found["turns"].append([instruct.Turn(*turn) for turn in facts["turns"][place]])
                 for name in wanted:

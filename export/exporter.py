@@ -101,7 +101,8 @@ def _limits(options: Options) -> str:
     """The precision whose limits of parity hold for a bundle; rounded activations move the most."""
     if options.vision_tiles:
         return "int4"
-    return "fp16" if options.how.given else options.how.name
+    exact = options.how.given and options.how.profile != "ort"  # which rounds activations too
+    return "fp16" if exact else options.how.name
 
 
 def _write_graphs(

@@ -21,7 +21,7 @@ NEEDED: Final = {
     "export": ("torch", "transformers", "safetensors", "onnx", "onnxscript"),
     "train": ("torch", "transformers", "safetensors", "accelerate"),
     "coreml": ("torch", "transformers", "safetensors", "coremltools"),
-    "compress": ("torch", "transformers", "safetensors"),
+    "compress": ("torch", "transformers", "safetensors", "nncf", "onnx"),
     "serve": ("fastapi", "uvicorn", "python-multipart", "prometheus-client"),
     "heic": ("pillow-heif",),
 }  # fmt: skip

@@ -88,9 +88,10 @@ def make_student() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of the shipped model's architecture: small, and with random weights that are large
-    enough for pictures and questions to change the answer. Not to be written to."""
+def make_small(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return what makes a checkpoint of the shipped model's architecture, with other fields of its decoder if
+    given: small, and with random weights that are large enough for pictures and questions to change the
+    answer."""
     import torch
 
     from pulse_edge.model.checkpoint import save_model
@@ -99,20 +100,30 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from pulse_edge.train.recipe import ModelShape
     from pulse_edge.train.tokenizer import train_tokenizer
 
-    folder = tmp_path_factory.mktemp("small")
-    train_tokenizer(folder, 700)
-    tokenizer = Tokenizer.from_folder(folder)
-    torch.manual_seed(0)
-    model = build_model(ModelShape(vocab_size=700, **SMALL), tokenizer.vocab_size)
-    model.train()
-    with torch.no_grad():
-        for _ in range(3):  # so that the running statistics are not trivial
-            model.encode_images(torch.randn(5, 3, 336, 336))
-        for name, weight in model.named_parameters():
-            if weight.ndim >= 2 and ("language" in name or "projector" in name):
-                weight.mul_(15 if ".layers." in name else 6)
-    save_model(model.eval(), tokenizer, folder / "checkpoint", {"name": "small"})
-    return folder / "checkpoint"
+    def make(**text: int) -> Path:
+        folder = tmp_path_factory.mktemp("small")
+        train_tokenizer(folder, 700)
+        tokenizer = Tokenizer.from_folder(folder)
+        torch.manual_seed(0)
+        shape = ModelShape(vocab_size=700, vision=SMALL["vision"], text={**SMALL["text"], **text})
+        model = build_model(shape, tokenizer.vocab_size)
+        model.train()
+        with torch.no_grad():
+            for _ in range(3):  # so that the running statistics are not trivial
+                model.encode_images(torch.randn(5, 3, 336, 336))
+            for name, weight in model.named_parameters():
+                if weight.ndim >= 2 and ("language" in name or "projector" in name):
+                    weight.mul_(15 if ".layers." in name else 6)
+        save_model(model.eval(), tokenizer, folder / "checkpoint", {"name": "small"})
+        return folder / "checkpoint"
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(make_small: Callable[..., Path]) -> Path:
+    """A small checkpoint, see ``make_small``. Not to be written to."""
+    return make_small()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,12 @@ from pulse_edge.model.tokenizer import Tokenizer
 from pulse_edge.samples import SAMPLES, samples
 
 PAGE = SAMPLES / samples()[0]["image"]
+
+
+@pytest.fixture(scope="module")
+def small_checkpoint(make_small: Callable[..., Path]) -> Path:
+    """With groups of heads of which one can go."""
+    return make_small(num_attention_heads=4, num_key_value_heads=2)
 
 
 @pytest.fixture(scope="module")
