@@ -1,12 +1,13 @@
 """Write a checkpoint of PULSE-7B's shapes with random weights, for measuring an export.
 
-    python benchmarks/make_checkpoint.py FOLDER [--size 7b|1b] [--layout llava|hf] [--plain FOLDER]
+    python benchmarks/make_checkpoint.py FOLDER [--size 7b|1b|500m|mini] [--layout llava|hf] [--plain FOLDER]
 
 ``7b`` is PULSE-7B as released: 7.06 billion parameters in bfloat16, 14.1 GB in three shards. ``1b`` has the
 same vision tower and a language model of TinyLlama's shape (22 layers, grouped-query attention), the largest
-that the other exporters manage in 16 GB. ``--plain`` writes the same language model once more as a plain
-Llama checkpoint, which is all that they read. Answers of such a model mean nothing; sizes, times and memory
-are those of the real one. Two runs give the same bytes.
+that the other exporters manage in 16 GB. ``500m`` is the recipe pulse-0.5b, ``mini`` about 20 million
+parameters in the same form; both have towers with 144 tokens a tile. ``--plain`` writes the same language
+model once more as a plain Llama checkpoint, which is all that they read. Answers of such a model mean
+nothing; sizes, times and memory are those of the real one. Two runs give the same bytes.
 """
 
 from __future__ import annotations
@@ -31,9 +32,20 @@ SIZES: dict[str, dict[str, Any]] = {
         "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
         "num_attention_heads": 32, "num_key_value_heads": 4, "shard": 1.5e9,
     },
+    "500m": {
+        "hidden_size": 1536, "intermediate_size": 4096, "num_hidden_layers": 16,
+        "num_attention_heads": 16, "num_key_value_heads": 8, "shard": 1.5e9,
+        "vision": {"width": 768, "mlp": 3072, "layers": 12, "patch": 28},
+    },
+    "mini": {
+        "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8,
+        "num_attention_heads": 6, "num_key_value_heads": 2, "shard": 1.5e9, "vocab_size": 4096,
+        "vision": {"width": 192, "mlp": 768, "layers": 6, "patch": 28},
+    },
 }  # fmt: skip
 VOCABULARY, CONTEXT = 32000, 4096
-VISION, PATCH, SIDE, VISION_LAYERS, VISION_MLP = 1024, 14, 24, 24, 4096
+CLIP = {"width": 1024, "mlp": 4096, "layers": 24, "patch": 14}  # ViT-L/14-336
+IMAGE = 336
 POOL = 1 << 24  # random values that are drawn once; every tensor takes them from another place
 
 
@@ -41,7 +53,8 @@ def language_shapes(size: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]
     """Names and shapes of a Llama, as in a plain checkpoint."""
     hidden, mlp = size["hidden_size"], size["intermediate_size"]
     keys = hidden // size["num_attention_heads"] * size["num_key_value_heads"]
-    yield "model.embed_tokens.weight", (VOCABULARY, hidden)
+    vocabulary = size.get("vocab_size", VOCABULARY)
+    yield "model.embed_tokens.weight", (vocabulary, hidden)
     for i in range(size["num_hidden_layers"]):
         for name, shape in (
             ("self_attn.q_proj", (hidden, hidden)),
@@ -56,30 +69,31 @@ def language_shapes(size: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]
         ):
             yield f"model.layers.{i}.{name}.weight", shape
     yield "model.norm.weight", (hidden,)
-    yield "lm_head.weight", (VOCABULARY, hidden)
+    yield "lm_head.weight", (vocabulary, hidden)
 
 
-def vision_shapes(hidden: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of CLIP ViT-L/14-336 and the projector, in LLaVA's layout."""
+def vision_shapes(size: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of a CLIP tower, by default ViT-L/14-336, and the projector, in LLaVA's layout."""
+    vision, hidden = size.get("vision", CLIP), size["hidden_size"]
+    width, mlp, patch = vision["width"], vision["mlp"], vision["patch"]
     tower = "model.vision_tower.vision_tower.vision_model."
-    yield f"{tower}embeddings.class_embedding", (VISION,)
-    yield f"{tower}embeddings.patch_embedding.weight", (VISION, 3, PATCH, PATCH)
-    yield f"{tower}embeddings.position_embedding.weight", (SIDE * SIDE + 1, VISION)
+    yield f"{tower}embeddings.class_embedding", (width,)
+    yield f"{tower}embeddings.patch_embedding.weight", (width, 3, patch, patch)
+    yield f"{tower}embeddings.position_embedding.weight", ((IMAGE // patch) ** 2 + 1, width)
     norms = ["pre_layrnorm", "post_layernorm"]
-    for i in range(VISION_LAYERS):
+    for i in range(vision["layers"]):
         layer = f"encoder.layers.{i}"
         norms += [f"{layer}.layer_norm1", f"{layer}.layer_norm2"]
-        widths = [(f"self_attn.{p}_proj", VISION, VISION) for p in "qkv"] + [
-            ("self_attn.out_proj", VISION, VISION), ("mlp.fc1", VISION_MLP, VISION),
-            ("mlp.fc2", VISION, VISION_MLP),
+        widths = [(f"self_attn.{p}_proj", width, width) for p in "qkv"] + [
+            ("self_attn.out_proj", width, width), ("mlp.fc1", mlp, width), ("mlp.fc2", width, mlp),
         ]  # fmt: skip
         for name, out, into in widths:
             yield f"{tower}{layer}.{name}.weight", (out, into)
             yield f"{tower}{layer}.{name}.bias", (out,)
     for name in norms:
-        yield f"{tower}{name}.weight", (VISION,)
-        yield f"{tower}{name}.bias", (VISION,)
-    for index, into in ((0, VISION), (2, hidden)):
+        yield f"{tower}{name}.weight", (width,)
+        yield f"{tower}{name}.bias", (width,)
+    for index, into in ((0, width), (2, hidden)):
         yield f"model.mm_projector.{index}.weight", (hidden, into)
         yield f"model.mm_projector.{index}.bias", (hidden,)
 
@@ -150,9 +164,9 @@ def write(folder: Path, shapes: dict[str, tuple[int, ...]], limit: float) -> Non
 
 def text_fields(size: dict[str, Any]) -> dict[str, Any]:
     """What ``config.json`` says of the language model."""
-    shape = {name: value for name, value in size.items() if name != "shard"}
+    shape = {name: value for name, value in size.items() if name not in ("shard", "vision")}
     return {
-        **shape, "vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT, "rms_norm_eps": 1e-5,
+        "vocab_size": VOCABULARY, **shape, "max_position_embeddings": CONTEXT, "rms_norm_eps": 1e-5,
         "hidden_act": "silu", "rope_theta": 10000.0, "tie_word_embeddings": False,
         "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
     }  # fmt: skip
@@ -161,17 +175,22 @@ def text_fields(size: dict[str, Any]) -> dict[str, Any]:
 def config(size: dict[str, Any], layout: str) -> dict[str, Any]:
     """The ``config.json`` of a layout."""
     pinpoints = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+    tower = size.get("vision", CLIP)
     if layout == "llava":
+        if tower is not CLIP:
+            raise SystemExit("LLaVA's layout has PULSE's tower only; use --layout hf.")
         return {
             "model_type": "llava_llama", "architectures": ["LlavaLlamaForCausalLM"], **text_fields(size),
-            "mm_projector_type": "mlp2x_gelu", "image_aspect_ratio": "anyres", "mm_hidden_size": VISION,
-            "mm_vision_select_layer": -2, "mm_vision_select_feature": "patch", "mm_patch_merge_type": "flat",
+            "mm_projector_type": "mlp2x_gelu", "image_aspect_ratio": "anyres",
+            "mm_hidden_size": CLIP["width"], "mm_vision_select_layer": -2,
+            "mm_vision_select_feature": "patch", "mm_patch_merge_type": "flat",
             "mm_use_im_start_end": False, "image_grid_pinpoints": pinpoints,
         }  # fmt: skip
     vision = {
-        "model_type": "clip_vision_model", "hidden_size": VISION, "intermediate_size": VISION_MLP,
-        "num_hidden_layers": VISION_LAYERS, "num_attention_heads": VISION // 64, "image_size": PATCH * SIDE,
-        "patch_size": PATCH, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "projection_dim": 768,
+        "model_type": "clip_vision_model", "hidden_size": tower["width"], "intermediate_size": tower["mlp"],
+        "num_hidden_layers": tower["layers"], "num_attention_heads": tower["width"] // 64,
+        "image_size": IMAGE, "patch_size": tower["patch"], "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5, "projection_dim": 768,
     }  # fmt: skip
     return {
         "model_type": "pulse", "merge": "flat", "image_grid_pinpoints": pinpoints,
@@ -187,6 +206,24 @@ def copy_tokenizer(folder: Path) -> None:
         shutil.copyfile(TOKENIZER / name, folder / name)
 
 
+def make(folder: Path, size: dict[str, Any], layout: str, plain: Path | None = None) -> None:
+    """Write a checkpoint, and its language model once more as a plain one."""
+    language = dict(language_shapes(size))
+    shapes = {**language, **dict(vision_shapes(size))}
+    if layout == "hf":
+        shapes = {hugging_face(name): shape for name, shape in shapes.items()}
+    folder.mkdir(parents=True)
+    write(folder, shapes, size["shard"])
+    (folder / "config.json").write_text(json.dumps(config(size, layout), indent=1))
+    copy_tokenizer(folder)
+    if plain is not None:
+        plain.mkdir(parents=True)
+        write(plain, language, 1e15)
+        copy_tokenizer(plain)
+        about = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "torch_dtype": "bfloat16"}
+        (plain / "config.json").write_text(json.dumps({**about, **text_fields(size)}, indent=1))
+
+
 def main() -> None:
     """Write what is asked for."""
     parser = argparse.ArgumentParser(description="Write a checkpoint of PULSE-7B's shapes.")
@@ -195,21 +232,7 @@ def main() -> None:
     parser.add_argument("--layout", choices=("llava", "hf"), default="llava")
     parser.add_argument("--plain", type=Path, help="also the language model alone, here")
     args = parser.parse_args()
-    size = SIZES[args.size]
-    language = dict(language_shapes(size))
-    shapes = {**language, **dict(vision_shapes(size["hidden_size"]))}
-    if args.layout == "hf":
-        shapes = {hugging_face(name): shape for name, shape in shapes.items()}
-    args.folder.mkdir(parents=True)
-    write(args.folder, shapes, size["shard"])
-    (args.folder / "config.json").write_text(json.dumps(config(size, args.layout), indent=1))
-    copy_tokenizer(args.folder)
-    if args.plain is not None:
-        args.plain.mkdir(parents=True)
-        write(args.plain, language, 1e15)
-        copy_tokenizer(args.plain)
-        plain = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "torch_dtype": "bfloat16"}
-        (args.plain / "config.json").write_text(json.dumps({**plain, **text_fields(size)}, indent=1))
+    make(args.folder, SIZES[args.size], args.layout, args.plain)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""From a checkpoint to a smaller one: integer weights, calibrated on ECGs, judged by the accuracy gate."""
+"""From a checkpoint to a smaller one: integers, pruning, distillation, each judged by the accuracy gate."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,78 @@ def quantize_checkpoint(
         head,
     )
     return write_quantized(checkpoint, output, settings, gate, tick)
+
+
+def prune_checkpoint(
+    checkpoint: Path,
+    output: Path,
+    cut: dict[str, Any],
+    calibration: Path | str | None,
+    size: int | None,
+    seed: int | None,
+    healing: dict[str, Any],
+    gate: Callable[[Path], dict[str, Any]],
+    tick: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> dict[str, Any]:
+    """Prune a checkpoint; ``cut`` holds fields of ``cut.Cut``, ``healing`` lessons, pages and steps.
+
+    See ``prune.write_pruned``.
+
+    Raises:
+        MissingExtraError: torch, transformers or safetensors are not installed.
+        UserError: settings that cannot be used, or the output exists.
+    """
+    _refuse_existing(output)
+    try:
+        from pulse_edge.compress.cut import Cut
+        from pulse_edge.compress.prune import Settings, write_pruned
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "torch", "compress") from error
+    if min(healing["pages"], healing["steps"]) < 1:
+        raise UserError("--heal-pages and --heal-steps are at least 1. To do without, leave --heal out.")
+    return write_pruned(
+        checkpoint, output, Settings(Cut(**cut), calibration, size, seed, **healing), gate, tick
+    )
+
+
+def distill_checkpoint(
+    teacher: Path,
+    output: Path,
+    recipe: str,
+    records: Path,
+    lessons: Path | None,
+    pages: int | None,
+    steps: int | None,
+    alone: bool,
+    gate: Callable[[Path], dict[str, Any]],
+    tick: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> dict[str, Any]:
+    """Teach a student; ``pages`` and ``steps`` stand in the recipe's place. See ``distill.write_distilled``.
+
+    Raises:
+        MissingExtraError: torch, transformers or safetensors are not installed.
+        UserError: settings that cannot be used, or the output exists.
+    """
+    _refuse_existing(output)
+    try:
+        from pulse_edge.compress.distill import write_distilled
+        from pulse_edge.compress.recipe import read_recipe
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "torch", "compress") from error
+    if any(number is not None and number < 1 for number in (pages, steps)):
+        raise UserError("--pages and --steps are at least 1.")
+    plan = read_recipe(recipe)
+    plan = replace(
+        plan,
+        pages=pages or plan.pages,
+        course=replace(plan.course, steps=steps or plan.course.steps),
+    )
+    return write_distilled(teacher, output, plan, records, gate, lessons, alone, tick)
+
+
+def _refuse_existing(output: Path) -> None:
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output} exists already. Choose another --output.")
 
 
 def read_plan(path: Path) -> tuple[dict[str, Form | None], dict[str, str]]:

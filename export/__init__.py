@@ -48,6 +48,7 @@ def export_bundle(
     tick: Callable[[int, int], None] = lambda done, total: None,
     pages: Sequence[Any] = (),
     vision_tiles: Sequence[Any] = (),
+    capture: bool = False,
 ) -> dict[str, Any]:
     """Export a checkpoint to a bundle, all or nothing.
 
@@ -67,6 +68,7 @@ def export_bundle(
             its end is kept in float32; then every shape of every optimisation profile is run.
         vision_tiles: calibration pages, float32 [5, 3, 336, 336]: the vision graph's weights and activations
             become 8 bits, for the target ``onnx``.
+        capture: write the graph that makes tiles of photos (:mod:`.capture_graph`) beside the model.
 
     Returns:
         The manifest.
@@ -87,13 +89,12 @@ def export_bundle(
     if target == "coreml":
         if resume or profile is not None:
             raise UserError("--resume and --profile are for the targets jetson and onnx. Leave them out.")
-        return _export_coreml(Path(checkpoint), Path(output), where, precision, gate, report)
+        return _export_coreml(Path(checkpoint), Path(output), where, precision, gate, report, capture)
     source, options = _prepare(checkpoint, target, where, precision, profile)
     from pulse_edge.export.exporter import export_to_folder
 
-    options = replace(
-        options, resume=resume, pages=pages, vision_tiles=vision_tiles, report=report, tick=tick
-    )
+    options = replace(options, resume=resume, pages=pages, report=report, tick=tick)
+    options = replace(options, vision_tiles=vision_tiles, capture=capture)
     return export_to_folder(source, Path(output), options, gate)
 
 
@@ -123,6 +124,7 @@ def _export_coreml(
     precision: str | None,
     gate: Gate | None,
     report: Callable[[str], None],
+    capture: bool,
 ) -> dict[str, Any]:
     from pulse_edge.export.coreml.bundle import export_to_folder
     from pulse_edge.export.weights import precision as read_precision
@@ -130,7 +132,7 @@ def _export_coreml(
 
     how = read_precision(precision or _usual_precision(checkpoint), "coreml")
     require_fit(checkpoint, where.name, f"int{how.bits}" if how.bits < 16 else how.name, "coreml")
-    return export_to_folder(checkpoint, output, "coreml", where, how, gate, report)
+    return export_to_folder(checkpoint, output, "coreml", where, how, gate, report, capture)
 
 
 def _usual_precision(checkpoint: Path) -> str:
@@ -145,6 +147,7 @@ def _prepare(
     checkpoint: Path, target: str, where: Device, precision: str | None, profile: str | None
 ) -> tuple[Source, Options]:
     """Read the precision, and open the checkpoint."""
+    from pulse_edge.export.ort_decoder import takes
     from pulse_edge.export.source import Source
     from pulse_edge.export.stream import Options
     from pulse_edge.export.weights import precision as read_precision
@@ -152,8 +155,11 @@ def _prepare(
     from pulse_edge.fit import require_fit
 
     form = profile or default_profile(where)
-    how = read_precision(precision or DEFAULT_PRECISION[target], target, form)
+    read_precision(precision or DEFAULT_PRECISION[target], target, form)  # what is mistyped, before reading
     source = Source(Path(checkpoint))
+    if profile is None and form == "ort" and not takes(source.shape):
+        form = "trt"
+    how = read_precision(precision or DEFAULT_PRECISION[target], target, form)
     if source.bits is not None:
         how = take_integers(how, source.bits, precision, target)
     can = where.values["precisions"].value
@@ -215,9 +221,12 @@ def compare_streamed(
 
 
 def default_profile(device: Device) -> str:
-    """The form of a decoder for a device: opset 23's operators where its TensorRT is known to take them."""
+    """The form of a decoder for a device: ONNX Runtime's own operators off a Jetson, and on one opset 23's
+    where its TensorRT is known to take them."""
     version = device.values["tensorrt"].value
-    if device.kind != "jetson" or version is None:
+    if device.kind != "jetson":
+        return "ort"
+    if version is None:
         return "trt"
     return "trt10.15" if tuple(int(part) for part in version.split(".")[:2]) >= (10, 15) else "trt"
 

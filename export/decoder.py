@@ -1,12 +1,12 @@
 """The language model as one ONNX graph with its key-value cache going in and out.
 
-Operators of the standard only. The profile ``trt`` writes attention, norms and rotary embedding out, which
-both ONNX Runtime and every TensorRT 10 take; ``trt10.15`` and ``ort`` use opset 23's Attention,
-RMSNormalization and RotaryEmbedding. Keys and values are joined with their past outside of Attention,
-whose own past TensorRT does not take. Hazards of half precision are met in the graph: norms, softmax and
-rotary embedding are computed in float32, and the mask is -1e4, which float16 can hold. Covered are
-decoders of Llama's form (grouped-query attention and biases included, so Qwen2's too) with plain rotary
-embeddings.
+Operators of the standard only (:mod:`.ort_decoder` writes the profile ``ort``, in ONNX Runtime's own).
+The profile ``trt`` writes attention, norms and rotary embedding out, which both ONNX Runtime and every
+TensorRT 10 take; ``trt10.15`` uses opset 23's Attention, RMSNormalization and RotaryEmbedding. Keys and
+values are joined with their past outside of Attention, whose own past TensorRT does not take. Hazards of
+half precision are met in the graph: norms, softmax and rotary embedding are computed in float32, and the
+mask is -1e4, which float16 can hold. Covered are decoders of Llama's form (grouped-query attention and
+biases included, so Qwen2's too) with plain rotary embeddings.
 """
 
 from __future__ import annotations
@@ -29,14 +29,19 @@ EMBED: Final = "embed.onnx"
 
 
 def plan_decoder(
-    path: Path, shape: DecoderShape, weights: Weights, how: Precision, table: Sequence[Place] = ()
+    path: Path,
+    shape: DecoderShape,
+    weights: Weights,
+    how: Precision,
+    table: Sequence[Place] = (),
+    head: GraphWriter | None = None,
 ) -> tuple[GraphWriter, list[str]]:
     """Write ``decoder.onnx`` and say what goes into its data.
 
     Inputs: ``inputs_embeds`` float32 [1, S, H] and for every layer ``past_key_values.i.key`` and
     ``.value`` [1, KV, P, D] in the computing type; S ≥ 1 and P ≥ 0 are dynamic, and the new tokens
     have the positions P to P + S - 1. Outputs: ``logits`` float32 [1, V] behind the last position, and
-    ``present.i.key``/``.value`` [1, KV, P + S, D].
+    ``present.i.key``/``.value`` [1, KV, P + S, D]. The profile ``ort`` has others: :mod:`.ort_decoder`.
 
     Args:
         path: of the graph.
@@ -45,19 +50,30 @@ def plan_decoder(
         how: precision of the linear layers.
         table: of a tied model, where the embedding table lies in embed.onnx's data, which is then shared:
             its rows, or its integers and scales.
+        head: in the profile ``ort``, the other decoder of a bundle, which has the head's integers.
 
     Returns:
         The writer, whose ``fill`` makes the data, and the names of the layers that int4 does not fit,
         which are stored as float16.
     """
-    writer = GraphWriter(path, "decoder", how.opset)
-    decoder = _Decoder(writer, shape, weights, how)
+    from pulse_edge.export.ort_decoder import OrtDecoder
+
+    writer = GraphWriter(path, path.stem, how.opset)
+    decoder = (OrtDecoder if how.profile == "ort" else Decoder)(writer, shape, weights, how)
+    if isinstance(decoder, OrtDecoder):
+        decoder.head = head
     decoder.write(table)
     writer.save({"precision": how.name, "profile": how.profile, "context": str(shape.context)})
     return writer, decoder.kept
 
 
-class _Decoder:
+class Decoder:
+    """Writes the graph of the profiles ``trt`` and ``trt10.15``.
+
+    Attributes:
+        kept: layers that int4 does not fit, once it is written.
+    """
+
     def __init__(self, writer: GraphWriter, shape: DecoderShape, weights: Weights, how: Precision) -> None:
         self.w, self.shape, self.weights, self.how = writer, shape, weights, how
         self.compute = how.compute
@@ -65,6 +81,7 @@ class _Decoder:
         self.kept: list[str] = []
 
     def write(self, table: Sequence[Place]) -> None:
+        """Write all nodes; ``table`` as for :func:`plan_decoder`."""
         w, s = self.w, self.shape
         embeds = w.input("inputs_embeds", np.float32, [1, "S", s.hidden])
         caches = [
@@ -79,9 +96,15 @@ class _Decoder:
         x = self._narrow(embeds, "embeds")
         for i, (key, value) in enumerate(caches):
             x = self._layer(i, x, key, value)
+        self._last(x, table)
+
+    def _last(self, x: str, table: Sequence[Place]) -> None:
+        """From the hidden states to the logits of the last position."""
+        w = self.w
         minus_one, end, axis = (w.constant([v], np.int64) for v in (-1, np.iinfo(np.int64).max, 1))
         last = self._norm(w.op("Slice", x, minus_one, end, axis, name="last"), "norm")
-        self._head(w.op("Reshape", last, w.constant([1, s.hidden], np.int64), name="last/row"), table)
+        row = w.constant([1, self.shape.hidden], np.int64)
+        self._head(w.op("Reshape", last, row, name="last/row"), table)
 
     def _head(self, last: str, table: Sequence[Place]) -> None:
         """Logits of one position [1, H]. The head is not rounded here: its error is not averaged out; the
@@ -107,6 +130,7 @@ class _Decoder:
             w.cast(logits, np.float32, "logits")
 
     def has(self, key: str) -> bool:
+        """Whether the checkpoint has a weight."""
         try:
             self.weights.shape(key)
         except KeyError:
@@ -147,12 +171,17 @@ class _Decoder:
     def _layer(self, i: int, x: str, key: str, value: str) -> str:
         w, name = self.w, f"layers.{i}"
         y = self._norm(x, f"{name}.input_layernorm")
-        x = w.op("Add", x, self._attention(i, y, key, value), name=f"{name}.attended")
+        y = self._attention(i, y, key, value)
+        x = w.op("Add", self._carried(i, x), y, name=f"{name}.attended")
         y = self._norm(x, f"{name}.post_attention_layernorm")
         gate, up = self._linear(y, f"{name}.mlp.gate_proj"), self._linear(y, f"{name}.mlp.up_proj")
         gate = w.op("Mul", gate, w.op("Sigmoid", gate, name=f"{name}.mlp.sigmoid"), name=f"{name}.mlp.silu")
         y = self._linear(w.op("Mul", gate, up, name=f"{name}.mlp.gated"), f"{name}.mlp.down_proj")
         return w.op("Add", x, y, name=f"{name}.out")
+
+    def _carried(self, i: int, x: str) -> str:
+        """What of the hidden states goes on beside a layer's attention."""
+        return x
 
     def _attention(self, i: int, y: str, key: str, value: str) -> str:
         w, s, name = self.w, self.shape, f"layers.{i}.self_attn"

@@ -17,7 +17,7 @@ from pulse_edge.bundle import write_manifest
 from pulse_edge.evaluate.labels import label_set
 from pulse_edge.export.checks import Pages, execute_profiles, keep_in_range
 from pulse_edge.export.fields import bundle_fields, hash_weights, toolchain, write_companions
-from pulse_edge.export.jetson import bounded, check, write_build_files
+from pulse_edge.export.jetson import add_capture_engine, bounded, check, write_build_files
 from pulse_edge.export.journal import Journal, files_of, fingerprint, partial_folder
 from pulse_edge.export.onnx_writer import check_graph
 from pulse_edge.export.prompts import Questions
@@ -72,6 +72,8 @@ def export_to_folder(
             TOOLS,
         )
         fields["model"]["weight_types"] = source.kinds
+        if source.clip and how.profile == "ort" and how.bits < 16:
+            fields["precision"]["vision"] = "int8"
         fields["precision"] |= {"decoder_kept_fp16": plan.kept, "decoder_profile": how.profile}
         fields["checks"] = {}
         if options.pages:
@@ -81,6 +83,8 @@ def export_to_folder(
         if rounded is not None:
             fields["precision"]["vision"] = "int8"
             fields["checks"]["vision_int8"] = rounded
+        if options.capture:
+            _write_capture(folder, options)
         fields["graphs"] = {path.stem: _graph(path) for path in sorted(folder.glob("*.onnx"))}
         report("hashing")
         manifest = write_manifest(folder, fields, known)
@@ -146,7 +150,7 @@ def _try_out(
     found: dict[str, Any] = {}
     if options.how.compute is np.float16:
         options.report("observing the range of float16")
-        newline = None if source.merge == "flat" else source.array(NEWLINE)
+        newline = source.array(NEWLINE) if source.merge == "spatial_unpad" else None
         pages = Pages(options.pages, questions, source.merge, newline)
         found["fp16_range"] = keep_in_range(folder, source.shape, pages)
         if found["fp16_range"]["kept_fp32"]:
@@ -154,6 +158,17 @@ def _try_out(
     if options.target == "jetson":
         found["profiles"] = execute_profiles(folder, source.shape, tokens, options.report)
     return found
+
+
+def _write_capture(folder: Path, options: Options) -> None:
+    """Write the graph that makes tiles of photos, in float32 whatever the model's precision is."""
+    from pulse_edge.export.capture_graph.onnx import write_onnx
+
+    options.report("capture graph")
+    write_onnx(folder / "capture.onnx")
+    if options.target == "jetson":
+        check(folder, options.device)
+        add_capture_engine(folder)
 
 
 def _check_graphs(folder: Path, options: Options) -> None:
@@ -185,7 +200,14 @@ def _key(checkpoint: Path, options: Options) -> str:
     return fingerprint(
         {
             "files": files_of(checkpoint),
-            "options": [options.target, options.device.name, how.name, how.profile, how.given],
+            "options": [
+                options.target,
+                options.device.name,
+                how.name,
+                how.profile,
+                how.given,
+                options.capture,
+            ],
             "toolchain": toolchain(TOOLS),
         }
     )

@@ -73,6 +73,8 @@ def bundle_fields(
     whole = target == "jetson"  # whose engines take no table of integers
     embed = table if whole or held.get("embedding", 16) == 16 else "int8"
     head = table if held.get("head", 16) == 16 or (whole and held.get("tied")) else "int8"
+    if how.profile == "ort" and how.bits < 16:
+        head = "int8"
     return {
         "model": {
             "name": card["name"],

@@ -14,6 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pulse_edge.contract import MAX_TILES, TILE_SIZE
 from pulse_edge.errors import PulseEdgeError
+from pulse_edge.model.ink import kept_tokens
 from pulse_edge.model.pulse import PulseForConditionalGeneration
 
 VISION_OPSET = 18  # below the Gelu operator, which older TensorRT lacks: it becomes Erf
@@ -22,16 +23,23 @@ VISION_OPSET = 18  # below the Gelu operator, which older TensorRT lacks: it bec
 class VisionGraph(nn.Module):
     """Tower, feature selection and projector: float32 [5, 3, 336, 336] -> float32 [5, T, H].
 
+    With ``keep_tokens``, T is a fifth of them, chosen of the whole page.
+
     Args:
         model: the whole PULSE; it is copied, not changed.
         half: compute in float16, layer norms excepted.
+        rank: type in which visual tokens are ranked, see ``model.ink.kept_tokens``.
     """
 
-    def __init__(self, model: PulseForConditionalGeneration, half: bool) -> None:
+    def __init__(
+        self, model: PulseForConditionalGeneration, half: bool, rank: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
+        self.rank = rank
         config = model.config
         self.layer = config.vision_feature_layer
         self.skip = 1 if config.vision_feature_select_strategy == "default" else 0
+        self.keep, self.keep_by = config.keep_tokens, config.keep_by
         self.tower = fold_norms(copy.deepcopy(model.model.vision_tower).float().eval())
         self.projector = copy.deepcopy(model.model.multi_modal_projector).float().eval()
         self.dtype = torch.float16 if half else torch.float32
@@ -42,7 +50,13 @@ class VisionGraph(nn.Module):
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Compute the features of five tiles, before merging."""
         hidden = self.tower(pixel_values.to(self.dtype), output_hidden_states=True).hidden_states
-        return self.projector(hidden[self.layer][:, self.skip :]).float()
+        features = hidden[self.layer][:, self.skip :]
+        if self.keep is not None:
+            index = kept_tokens(pixel_values, features.shape[1], self.keep, self.keep_by, self.rank)
+            rows = features.reshape(-1, features.shape[-1]).index_select(0, index)
+            features = rows.reshape(MAX_TILES, self.keep // MAX_TILES, features.shape[-1])
+        projected: Tensor = self.projector(features).float()
+        return projected
 
 
 class _WideLayerNorm(nn.LayerNorm):

@@ -103,15 +103,7 @@ def _script(plan: dict[str, dict[str, Profile]]) -> str:
         "mkdir -p engines",
     ]
     for graph in ("vision", "embed", "decoder"):
-        words = [
-            '"$TRTEXEC"',
-            f"--onnx={graph}.onnx",
-            f"--saveEngine=engines/{graph}.engine",
-            "--stronglyTyped",
-            f"--memPoolSize=workspace:{WORKSPACE_MIB}M",
-            "--timingCacheFile=engines/timing.cache",
-            "--skipInference",
-        ]
+        words = _words(graph)
         for k, profile in enumerate(plan.get(graph, {}).values()):
             words.append(f"--profile={k}")
             for kind in KINDS:
@@ -119,6 +111,26 @@ def _script(plan: dict[str, dict[str, Profile]]) -> str:
                 words.append(f"--{kind}Shapes={shapes}")
         lines.append(" \\\n  ".join(words))
     return "\n".join(lines) + "\n"
+
+
+def _words(graph: str) -> list[str]:
+    """The call of trtexec for a graph without dynamic dimensions."""
+    return [
+        '"$TRTEXEC"',
+        f"--onnx={graph}.onnx",
+        f"--saveEngine=engines/{graph}.engine",
+        "--stronglyTyped",
+        f"--memPoolSize=workspace:{WORKSPACE_MIB}M",
+        "--timingCacheFile=engines/timing.cache",
+        "--skipInference",
+    ]
+
+
+def add_capture_engine(folder: Path) -> None:
+    """Let ``build/build.sh`` make an engine of the capture graph, too; its shapes are fixed."""
+    path = folder / "build" / "build.sh"
+    write_atomic(path, (path.read_text("utf-8") + " \\\n  ".join(_words("capture")) + "\n").encode())
+    path.chmod(0o755)
 
 
 _README = """# Building the engines

@@ -47,7 +47,7 @@ def rows(writer: GraphWriter, name: str, weights: Weights, key: str, kind: type[
 
     def fill(sinks: Sequence[Sink]) -> None:
         width = int(np.prod(shape[1:], dtype=np.int64))
-        for start, stop in _steps(0, shape[0], width):
+        for start, stop in steps(0, shape[0], width):
             part = _cast(weights.rows(key, start, stop), weights.kind(key), kind)
             sinks[0].write(start * width * np.dtype(kind).itemsize, part)
 
@@ -62,7 +62,7 @@ def integer_rows(
     n, k = weights.shape(key)
 
     def fill(sinks: Sequence[Sink]) -> None:
-        for start, stop in _steps(0, n, k):
+        for start, stop in steps(0, n, k):
             part = weights.integers(key, start, stop)
             sinks[0].write(start * k, part.integers)
             scale = part.scale[:, 0].astype(how.compute)
@@ -100,13 +100,25 @@ def chosen_form(weights: Weights, key: str, how: Precision) -> Form | None:
 
 def _quantized(writer: GraphWriter, name: str, weights: Weights, key: str, how: Precision, form: Form) -> str:
     """Add a matrix [K, N] as integers and scales; return the name of the dequantised one."""
+    attributes = {"axis": 0, "block_size": form.group}
+    if by_column(form):  # ONNX Runtime fuses axis 1, and TensorRT wants the axis of the outputs
+        attributes = {"axis": 1}
+    names = integers(writer, name, weights, key, how, form)
+    return writer.op("DequantizeLinear", *names, name=f"{name}.weight", **attributes)
+
+
+def by_column(form: Form) -> bool:
+    """Whether a weight [N, K] is 8-bit integers with a scale for each row: a column of the matrix [K, N]."""
+    return form.bits == 8 and form.group == form.shape[1]
+
+
+def integers(
+    writer: GraphWriter, name: str, weights: Weights, key: str, how: Precision, form: Form
+) -> list[str]:
+    """Store a matrix [K, N] as integers; return their name, that of the scales, and of zero points if any."""
     n, k = form.shape
     kind: Kind = np.int8 if form.bits == 8 else INT4
-    blocks: tuple[int, ...] = (k // form.group, n)
-    attributes = {"axis": 0, "block_size": form.group}
-    if form.bits == 8 and form.group == k:
-        # per column: ONNX Runtime fuses axis 1, and TensorRT wants the axis of the outputs
-        blocks, attributes = (n,), {"axis": 1}
+    blocks = (n,) if by_column(form) else (k // form.group, n)
     tensors = [(f"{name}.integers", kind, (k, n)), (f"{name}.scale", how.compute, blocks)]
     if form.zero:
         tensors.append((f"{name}.zero", kind, blocks))
@@ -114,8 +126,7 @@ def _quantized(writer: GraphWriter, name: str, weights: Weights, key: str, how: 
     def fill(sinks: Sequence[Sink]) -> None:
         _fill_quantized(weights, key, how, form, sinks)
 
-    names = writer.weights(name, tensors, fill)
-    return writer.op("DequantizeLinear", *names, name=f"{name}.weight", **attributes)
+    return writer.weights(name, tensors, fill)
 
 
 def _fill_quantized(weights: Weights, key: str, how: Precision, form: Form, sinks: Sequence[Sink]) -> None:
@@ -124,16 +135,10 @@ def _fill_quantized(weights: Weights, key: str, how: Precision, form: Form, sink
     zero = np.zeros(scale.shape if form.zero else (0, n), np.uint8)
 
     def convert(start: int, stop: int) -> NDArray[Any]:
-        if how.given:
-            given = weights.integers(key, start, stop)
-            low = given.integers.view(np.uint8)
-            scale[:, start:stop] = given.scale.T
-            if given.zero is not None:
-                zero[:, start:stop] = given.zero.view(np.uint8).T
-        else:
-            values = to_float32(weights.rows(key, start, stop), weights.kind(key))
-            low, part = round_rows(values, form.group, 7 if form.bits == 4 else 127)
-            scale[:, start:stop] = part.T
+        low, scales, zeros = read_rows(weights, key, how, form, start, stop)
+        scale[:, start:stop] = scales.T
+        if zeros is not None:
+            zero[:, start:stop] = zeros.T
         return pack_pairs(low) if form.bits == 4 else low
 
     _fill_panels(k, n, 2 if form.bits == 4 else 1, np.dtype(np.uint8), convert, sinks[0])
@@ -165,13 +170,27 @@ def _fill_panels(
     panel = np.empty((k, min(n, width) // per_item), dtype)
     for first in range(0, n, width):
         last = min(first + width, n)
-        for start, stop in _steps(first, last, k):
+        for start, stop in steps(first, last, k):
             part = slice((start - first) // per_item, (stop - first) // per_item)
             panel[:, part] = convert(start, stop).T
         sink.write_columns(panel[:, : (last - first) // per_item], first // per_item, n // per_item)
 
 
-def _steps(start: int, stop: int, width: int) -> Iterator[tuple[int, int]]:
+def read_rows(
+    weights: Weights, key: str, how: Precision, form: Form, start: int, stop: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8] | None]:
+    """Rows of a weight as integers: their low bytes [n, K], scales float32 [n, K / group], and the zero
+    points' low bytes, or None where the rounding is symmetric."""
+    if how.given and weights.form(key) is not None:
+        given = weights.integers(key, start, stop)
+        zero = None if given.zero is None else given.zero.view(np.uint8)
+        return given.integers.view(np.uint8), given.scale.astype(np.float32), zero
+    values = to_float32(weights.rows(key, start, stop), weights.kind(key))
+    low, scale = round_rows(values, form.group, 7 if form.bits == 4 else 127)
+    return low, scale, None
+
+
+def steps(start: int, stop: int, width: int) -> Iterator[tuple[int, int]]:
     """Cut rows of a width into pieces that fit the cache; all but the last have an even number."""
     step = max(2, _CHUNK // max(width, 1) // 2 * 2)
     return ((first, min(first + step, stop)) for first in range(start, stop, step))

@@ -28,8 +28,11 @@ _TYPES: Final = {
     np.dtype(np.float32): TensorProto.FLOAT,
     np.dtype(np.float16): TensorProto.FLOAT16,
     np.dtype(np.int8): TensorProto.INT8,
+    np.dtype(np.uint8): TensorProto.UINT8,
+    np.dtype(np.int32): TensorProto.INT32,
     np.dtype(np.int64): TensorProto.INT64,
 }
+CONTRIB: Final = "com.microsoft"  # ONNX Runtime's own operators
 INT4: Final = "int4"  # numpy has no such type; values come two to a byte, the first in the low half
 Kind = type[np.generic] | str
 Shape = Sequence[int | str]
@@ -164,6 +167,7 @@ class GraphWriter:
         self._initializers: list[TensorProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
+        self._known: list[onnx.ValueInfoProto] = []
         self._constants: dict[tuple[Any, ...], str] = {}
 
     def input(self, name: str, dtype: type[np.generic], shape: Shape) -> str:
@@ -179,6 +183,36 @@ class GraphWriter:
         """Add a node with one output; the output has the node's name, which must be new."""
         self._nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
         return name
+
+    def contrib(
+        self,
+        kind: str,
+        *inputs: str,
+        names: Sequence[str],
+        dtype: type[np.generic],
+        shapes: Sequence[Shape],
+        **attributes: Any,
+    ) -> str:
+        """Add one of ONNX Runtime's own nodes; return its first output.
+
+        Args:
+            kind: of the operator, in the domain :data:`CONTRIB`.
+            inputs: an empty name stands for one that is left out.
+            names: of the outputs; the node has the first.
+            dtype: of all outputs.
+            shapes: of the outputs, which ONNX's shape inference does not know.
+            attributes: of the node.
+        """
+        node = helper.make_node(kind, list(inputs), list(names), names[0], domain=CONTRIB, **attributes)
+        self._nodes.append(node)
+        for name, shape in zip(names, shapes, strict=True):
+            self._known.append(helper.make_tensor_value_info(name, _TYPES[np.dtype(dtype)], shape))
+        return names[0]
+
+    def pair(self, kind: str, *inputs: str, names: tuple[str, str], **attributes: Any) -> tuple[str, str]:
+        """Add a node with two outputs; their names must be new."""
+        self._nodes.append(helper.make_node(kind, list(inputs), list(names), name=names[0], **attributes))
+        return names
 
     def cast(self, x: str, dtype: type[np.generic], name: str) -> str:
         """Add a conversion to ``dtype``."""
@@ -216,6 +250,10 @@ class GraphWriter:
             self._external(place, self.data.name)
         return [place.name for place in places]
 
+    def chunk(self, name: str) -> Chunk:
+        """The weights that were given their places under a name; KeyError if there are none."""
+        return {chunk.name: chunk for chunk in self.chunks}[name]
+
     def borrow(self, place: Place, file: str) -> str:
         """Use a weight that lies in another graph's data file; return its name."""
         self._external(place, file)
@@ -223,10 +261,17 @@ class GraphWriter:
 
     def save(self, metadata: Mapping[str, str] | None = None) -> None:
         """Write the graph."""
-        graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, self._initializers)
+        outputs = {value.name for value in self._outputs}
+        graph = helper.make_graph(
+            self._nodes, self.name, self._inputs, self._outputs, self._initializers,
+            value_info=[value for value in self._known if value.name not in outputs],
+        )  # fmt: skip
+        domains = [helper.make_opsetid("", self.opset)]
+        if any(node.domain == CONTRIB for node in self._nodes):
+            domains.append(helper.make_opsetid(CONTRIB, 1))
         model = helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", self.opset)],
+            opset_imports=domains,
             ir_version=IR_VERSIONS[self.opset],
             producer_name="pulse-edge",
         )
@@ -290,7 +335,11 @@ def infer(path: Path) -> tuple[onnx.ModelProto, dict[str, str], dict[str, tuple[
         the shape of each, whose entries are lengths, names of dynamic lengths, or None where unknown.
     """
     model = onnx.load(str(path), load_external_data=False)
-    graph = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
+    try:
+        graph = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
+    except onnx.shape_inference.InferenceError:
+        # Small constants are taken for shapes, whose arithmetic onnx knows for lists of one length only.
+        graph = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
     types, shapes = {}, {}
     for value in [*graph.input, *graph.value_info, *graph.output]:
         kind = value.type.tensor_type

@@ -78,7 +78,7 @@ def visual_tokens(
     most: int | None,
 ) -> NDArray[np.float32]:
     """Merge features [5, T, H] into [N, H]; of more than ``most``, that many at even distances."""
-    merged = merge_features(features[:count], size, merge, newline)
+    merged = merge_features(features, size, merge, newline, count)
     if most is None or len(merged) <= most:
         return merged
     return merged[np.linspace(0, len(merged) - 1, most).astype(int)]

@@ -120,7 +120,10 @@ def open_model(model: onnx.ModelProto, folder: Path, optimise: bool = True) -> A
 
 def run(session: Any, feed: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
     """Run a session on those of the arrays that it takes, in the types that it takes."""
-    kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
+    kinds = {
+        "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64,
+        "tensor(int32)": np.int32,
+    }  # fmt: skip
     taken = {
         entry.name: np.asarray(feed[entry.name]).astype(kinds[entry.type], copy=False)
         for entry in session.get_inputs()

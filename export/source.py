@@ -19,6 +19,7 @@ from pulse_edge.export.rounding import to_float32
 from pulse_edge.export.shape import DecoderShape, decoder_shape
 from pulse_edge.export.vision import ClipShape
 from pulse_edge.model.layouts import HEAD, NEWLINE, TABLE, pulse_config
+from pulse_edge.model.merge import KEPT
 from pulse_edge.model.shards import FLOATS, Shards, describe_kinds
 from pulse_edge.model.weights import brief, read_json, refuse
 
@@ -85,8 +86,13 @@ class Source:
 
     @property
     def merge(self) -> str:
-        """How tiles are merged: ``flat`` or ``spatial_unpad``."""
-        return str(self.fields["merge"])
+        """How tiles are merged: ``flat``, ``spatial_unpad``, or ``kept`` where the graph chooses tokens."""
+        return str(self.fields["merge"]) if self.keep is None else KEPT
+
+    @property
+    def keep(self) -> int | None:
+        """Visual tokens that are kept of a page; None for all."""
+        return self.fields.get("keep_tokens")
 
     @property
     def head(self) -> str:
@@ -124,7 +130,7 @@ class Source:
         yield from self.shape.weights()
         if self.head == HEAD:
             yield HEAD, (self.shape.vocab, self.shape.hidden)
-        if self.merge != "flat" or NEWLINE in self.weights.shapes:
+        if self.merge == "spatial_unpad" or NEWLINE in self.weights.shapes:
             yield NEWLINE, (self.shape.hidden,)
         width = ClipShape.read(self.fields).hidden if self.clip else self.vision["widths"][-1]
         for number, into in ((1, width), (2, self.shape.hidden)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,6 +45,7 @@ class Options:
         pages: real ECG pages, uint8 [H, W, 3], on which ranges are observed; without them nothing is run.
         vision_tiles: calibration pages, float32 [5, 3, 336, 336], for a vision graph of 8 bits; empty for one
             of floats.
+        capture: write the graph that makes tiles of photos, too.
         report: called with the name of every step.
         tick: called with the bytes of weights that are written, and of all.
     """
@@ -55,6 +56,7 @@ class Options:
     resume: bool = False
     pages: Sequence[NDArray[np.uint8]] = ()
     vision_tiles: Sequence[NDArray[np.float32]] = ()
+    capture: bool = False
     report: Callable[[str], None] = lambda step: None
     tick: Callable[[int, int], None] = lambda done, total: None
 
@@ -118,12 +120,25 @@ def plan_bundle(folder: Path, source: Source, how: Precision) -> Plan:
     decoder, kept = plan_decoder(
         folder / "decoder.onnx", source.shape, source.weights, how, () if source.head == HEAD else table
     )
+    decoders = [decoder]
+    if how.profile == "ort" and how.bits == 4:  # which generates fast, and reads slowly: see ort_decoder
+        wide = replace(how, name="int8", bits=8, given=False)
+        prompt, _ = plan_decoder(
+            folder / "prompt.onnx",
+            source.shape,
+            source.weights,
+            wide,
+            () if source.head == HEAD else table,
+            decoder,
+        )
+        decoders.append(prompt)
     if source.clip:
-        vision = plan_vision(folder / "vision.onnx", ClipShape.read(source.fields), source.weights, half)
-        return Plan((vision, embed, decoder), kept, 0)
+        shape, integers = ClipShape.read(source.fields), how.profile == "ort" and how.bits < 16
+        vision = plan_vision(folder / "vision.onnx", shape, source.weights, half, integers)
+        return Plan((vision, embed, *decoders), kept, 0)
     parts = [s for name, s in source.weights.shapes.items() if name.startswith(("vision.", "projector."))]
     values = sum(int(np.prod(shape, dtype=np.int64)) for shape in parts)
-    return Plan((embed, decoder), kept, values * (2 if half else 4))
+    return Plan((embed, *decoders), kept, values * (2 if half else 4))
 
 
 def refuse_full_disk(folder: Path, needed: int) -> None:

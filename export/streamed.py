@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import AutoModel, DynamicCache
 
+from pulse_edge.export.ort_decoder import TOTAL
 from pulse_edge.export.prompts import Questions, text_tokens, tiles_of, visual_tokens
 from pulse_edge.export.slices import Graph, open_model, run
 from pulse_edge.model.checkpoint import compute_buffers
 from pulse_edge.model.layouts import HEAD, NEWLINE, TABLE, canonical, pulse_config
+from pulse_edge.model.merge import KEPT
 from pulse_edge.model.pulse import PulseConfig, PulseForConditionalGeneration
 from pulse_edge.model.quantized import INTEGERS, SCALE, ZERO, quantized_weight
 from pulse_edge.model.reference import cache_argument
@@ -32,6 +34,7 @@ from pulse_edge.model.weights import open_weights, read_json
 Array = NDArray[np.float32]
 # Reads hidden states behind a cache: (states [1, S, H], cache) -> (states, cache).
 Layer = Callable[[Array, Any], tuple[Array, Any]]
+PROMPT: Final = 32  # as runtimes/cache.py
 VISUAL: Final = 64  # of the picture's tokens; all of them would take minutes a layer
 
 
@@ -116,6 +119,8 @@ class _Bundle:
         self.folder = folder
         self.graph = Graph.read(folder / "decoder.onnx")
         self.cuts = list(self.graph.parts())
+        prompt = folder / "prompt.onnx"  # which has the same parts
+        self.prompt = Graph.read(prompt) if prompt.is_file() else self.graph
         self.table = self._open("embed")
 
     def _open(self, name: str) -> Any:
@@ -125,21 +130,23 @@ class _Bundle:
         return text_tokens(ids, self.table)
 
     def features(self, tiles: Array, count: int) -> Array:
-        result: Array = self._open("vision").run(["image_features"], {"pixel_values": tiles})[0][:count]
+        result: Array = self._open("vision").run(["image_features"], {"pixel_values": tiles})[0]
         return result
 
     def layer(self, i: int) -> Layer:
         inputs, outputs = self.cuts[i]
-        session = open_model(self.graph.part(inputs, outputs), self.folder)
+        session, many = (open_model(g.part(inputs, outputs), self.folder) for g in (self.graph, self.prompt))
         names = [f"past_key_values.{i}.{part}" for part in ("key", "value")]
         shape = [n if isinstance(n, int) else 0 for n in self.graph.shapes[names[0]]]
 
         def read(states: Array, cache: Any) -> tuple[Array, Any]:
             past = cache or dict.fromkeys(names, np.zeros(shape, np.float32))
             # positions come from the first layer's cache, whose length is that of every layer's
+            total = past[names[0]].shape[2] + states.shape[1]  # what only the profile ort asks for
             feed = {"inputs_embeds": states, "past_key_values.0.key": past[names[0]], **past}
+            feed[TOTAL] = np.array([total], np.int32)
             feed.update(dict.fromkeys(inputs, states))
-            found = run(session, feed, outputs)
+            found = run(many if states.shape[1] >= PROMPT else session, feed, outputs)
             present = dict(zip(names, (found[name] for name in outputs[1:]), strict=True))
             return found[outputs[0]].astype(np.float32), present
 
@@ -162,6 +169,7 @@ def answers(
     behind each label's question; and the picture's features."""
     count, size, merge, newline = place
     features = side.features(tiles, count)
+    features = features if merge == KEPT else features[:count]
     gc.collect()
     seen = visual_tokens(features, count, size, merge, newline, VISUAL)
     first = np.concatenate([side.rows(questions.before), seen])[None]
@@ -210,8 +218,8 @@ def compare_streamed(
     """
     tiles, count, size = tiles_of(page)
     reference, candidate = _Checkpoint(checkpoint), _Bundle(folder)
-    merge = reference.config.merge
-    newline = reference.get(NEWLINE).numpy() if merge != "flat" else None
+    merge = reference.config.merge if reference.config.keep_tokens is None else KEPT
+    newline = reference.get(NEWLINE).numpy() if merge == "spatial_unpad" else None
     place = (count, size, merge, newline)
     total, done = 2 * reference.layers, 0
 

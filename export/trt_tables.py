@@ -4,6 +4,7 @@ Sources, by short name in the entries:
 
 - ``tables``: docs/operators.md of onnx/onnx-tensorrt as released with TensorRT 9.2 and with 10.15. What
   both tables have holds for every 10.x between; of their restrictions the stricter counts.
+- ``tables 8.5``: the same file as released with TensorRT 8.5.
 - ``changelog``: docs/Changelog.md of onnx/onnx-tensorrt, the entries of 10.0 to 10.15.
 - ``guide``: NVIDIA's developer guide, "Working with Quantized Types", 10.11 and 11.0.
 - ``opsets``: "ONNX Opset Guide" of TensorRT 11.x, and the release notes of NVIDIA/TensorRT v11.5.
@@ -50,10 +51,21 @@ OPERATORS: Final[dict[str, Operator]] = {
          "Transpose", "Unsqueeze", "Where"), Operator(ANY),
     ),
     **dict.fromkeys(
-        ("Conv", "Erf", "Gemm", "LayerNormalization", "MatMul", "QuantizeLinear", "Sigmoid", "Softmax",
-         "Sqrt"),
+        ("Conv", "Erf", "Gemm", "Greater", "LayerNormalization", "MatMul", "MaxPool", "QuantizeLinear",
+         "ReduceSum", "Sigmoid", "Softmax", "Sqrt", "TopK"),
         Operator(FLOATS),
     ),
+    # Of the capture graph; the table of 8.5 has them, and none was taken out since.
+    **dict.fromkeys(
+        ("Abs", "GreaterOrEqual", "Less", "Max", "Min", "Pad", "Sign"),
+        Operator(NUMBERS, source="tables 8.5"),
+    ),
+    **dict.fromkeys(
+        ("ArgMax", "AveragePool", "Ceil", "Clip", "Cos", "Exp", "Floor", "GridSample", "Log", "Pow",
+         "Reciprocal", "ReduceMax", "ReduceMin", "Relu", "Round", "Sin"),
+        Operator(FLOATS, source="tables 8.5"),
+    ),
+    **dict.fromkeys(("GatherElements", "Split"), Operator(ANY, source="tables 8.5")),
     "DequantizeLinear": Operator(QUANTISED),
     "Attention": Operator(FLOATS, (10, 14), "changelog"),
     "RMSNormalization": Operator(FLOATS, (10, 15), "changelog"),
@@ -69,13 +81,17 @@ STEERING: Final[dict[str, dict[int, frozenset[str]]]] = {
     "DequantizeLinear": {1: FLOATS, 2: QUANTISED},
     "Expand": {1: INTEGERS},
     "Gather": {1: INTEGERS},
+    "GatherElements": {1: INTEGERS},
+    "Pad": {1: INTEGERS, 3: INTEGERS},
     "QuantizeLinear": {2: QUANTISED},
-    "ReduceMean": {1: INTEGERS},
+    **{name: {1: INTEGERS} for name in ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum")},
     "Reshape": {1: INTEGERS},
     "RotaryEmbedding": {3: frozenset({"INT64"})},
     "Slice": dict.fromkeys((1, 2, 3, 4), INTEGERS),
+    "Split": {1: INTEGERS},
     "Squeeze": {1: INTEGERS},
     "Unsqueeze": {1: INTEGERS},
+    "TopK": {1: INTEGERS},
     "Where": {0: frozenset({"BOOL"})},
 }
 # Inputs that must be known when the engine is built: operator -> position, first version that lifts it,
@@ -84,6 +100,7 @@ FIXED: Final[dict[str, tuple[int, Version | None, str]]] = {
     "ReduceMean": (1, None, "tables"),
     "Slice": (3, (10, 3), "changelog"),
     "Squeeze": (1, (10, 7), "changelog"),
+    "TopK": (1, None, "tables 8.5"),
     "Unsqueeze": (1, (10, 7), "changelog"),
 }
 # Highest opset by the first version that states it.

@@ -16,10 +16,13 @@ import numpy as np
 
 from pulse_edge.contract import MAX_TILES, exact_div
 from pulse_edge.errors import CheckpointError
+from pulse_edge.export.ink import choose_rows
 from pulse_edge.export.linear import linear, rows, vector
 from pulse_edge.export.onnx_writer import GraphWriter
+from pulse_edge.export.rounded import Rounded
 from pulse_edge.export.rounding import to_float32
 from pulse_edge.export.weights import Precision, Weights
+from pulse_edge.model.shards import Form
 
 OPSET: Final = 18  # below the Gelu operator, which older TensorRT lacks
 # What transformers assumes where a CLIP vision configuration says nothing.
@@ -43,6 +46,7 @@ class ClipShape:
         skip: tokens left out at the start: 1 for the class token, or 0.
         projected: width behind the projector.
         biased: whether the projector has biases.
+        keep, keep_by: visual tokens that are kept of a page (None: all), and which.
     """
 
     hidden: int
@@ -57,6 +61,8 @@ class ClipShape:
     skip: int
     projected: int
     biased: bool
+    keep: int | None = None
+    keep_by: str = "ink"
 
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> ClipShape:
@@ -86,6 +92,8 @@ class ClipShape:
             skip=1 if fields.get("vision_feature_select_strategy", "default") == "default" else 0,
             projected=fields["text_config"]["hidden_size"],
             biased=bool(fields.get("multimodal_projector_bias", True)),
+            keep=fields.get("keep_tokens"),
+            keep_by=fields.get("keep_by", "ink"),
         )
 
     @property
@@ -95,7 +103,7 @@ class ClipShape:
 
     @property
     def tokens(self) -> int:
-        """Tokens that a tile becomes."""
+        """Tokens that a tile becomes, before some are chosen."""
         return self.positions - self.skip
 
     def weights(self) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -119,15 +127,27 @@ class ClipShape:
             yield f"vision.{norm}.bias", (wide,)
 
 
-def plan_vision(path: Path, shape: ClipShape, weights: Weights, half: bool) -> GraphWriter:
+def plan_vision(
+    path: Path, shape: ClipShape, weights: Weights, half: bool, integers: bool = False
+) -> GraphWriter:
     """Write ``vision.onnx``: ``pixel_values`` float32 [5, 3, I, I] -> ``image_features`` float32 [5, T, H].
+
+    Args:
+        path: of the graph.
+        shape: of the tower.
+        weights: of the checkpoint.
+        half: compute in float16.
+        integers: compute the layers' products in 8 bits, by an operator of ONNX Runtime's own.
 
     Returns:
         The writer, whose ``fill`` makes the data.
     """
     writer = GraphWriter(path, "vision", OPSET)
     how = Precision("fp16", 16, np.float16) if half else Precision("fp32", 32, np.float32)
-    _Clip(writer, shape, weights, how).write()
+    clip = _Clip(writer, shape, weights, how)
+    if integers:
+        clip.rounded = Rounded(writer, weights, Precision("int8", 8, np.float32, "ort"))
+    clip.write()
     writer.save()
     return writer
 
@@ -135,17 +155,21 @@ def plan_vision(path: Path, shape: ClipShape, weights: Weights, half: bool) -> G
 class _Clip:
     def __init__(self, writer: GraphWriter, shape: ClipShape, weights: Weights, how: Precision) -> None:
         self.w, self.s, self.weights, self.how = writer, shape, weights, how
+        self.rounded: Rounded | None = None
 
     def write(self) -> None:
         w, s = self.w, self.s
         pixels = w.input("pixel_values", np.float32, [MAX_TILES, 3, s.image, s.image])
-        w.output("image_features", np.float32, [MAX_TILES, s.tokens, s.projected])
+        kept = s.tokens if s.keep is None else exact_div(s.keep, MAX_TILES)
+        w.output("image_features", np.float32, [MAX_TILES, kept, s.projected])
         x = self._norm(self._embed(pixels), "pre_layrnorm")
         for i in range(s.used):
             x = self._layer(x, f"encoder.layers.{i}")
         if s.skip:
             start, end, axis = (w.constant([v], np.int64) for v in (s.skip, s.positions, 1))
             x = w.op("Slice", x, start, end, axis, name="features")
+        if s.keep is not None:
+            x = choose_rows(w, pixels, x, s.tokens, s.hidden, s.image, s.keep, s.keep_by)
         x = self._linear(x, "projector.linear_1", "projector.linear_1", s.biased)
         x = self._linear(self._gelu(x, "projector"), "projector.linear_2", "projector.linear_2", s.biased)
         if self.how.compute is np.float16:
@@ -236,7 +260,12 @@ class _Clip:
         return self._linear(x, name, f"vision.{name}", True)
 
     def _linear(self, x: str, name: str, key: str, biased: bool) -> str:
-        y = linear(self.w, x, name, self.weights, f"{key}.weight", self.how)
+        n, k = self.weights.shape(f"{key}.weight")
+        if self.rounded is not None and key.startswith("vision."):
+            form = Form(8, k, False, (n, k))
+            y = self.rounded.product(x, name, f"{key}.weight", form, [MAX_TILES, self.s.positions])
+        else:
+            y = linear(self.w, x, name, self.weights, f"{key}.weight", self.how)
         if not biased:
             return y
         bias = vector(self.w, f"{name}.bias", self.weights, f"{key}.bias", self.how.compute)

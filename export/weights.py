@@ -56,7 +56,7 @@ class Precision:
         compute: type of activations and of the key-value cache.
         given: the checkpoint holds integers, which are taken as they are; its other weights stay floats.
         profile: ``trt`` writes attention, norms and rotary embedding in primitive operators;
-            ``trt10.15`` and ``ort`` use those of opset 23.
+            ``trt10.15`` uses those of opset 23, ``ort`` ONNX Runtime's own.
     """
 
     name: str
@@ -73,11 +73,13 @@ class Precision:
     @property
     def fused(self) -> bool:
         """Whether the decoder uses the operators of opset 23."""
-        return self.profile != "trt"
+        return self.profile == "trt10.15"
 
     @property
     def opset(self) -> int:
         """Of the decoder's graph."""
+        if self.profile == "ort":
+            return _OPSETS[4]
         return _FUSED_OPSET if self.fused else _OPSETS[4 if self.given else self.bits]
 
 
@@ -101,6 +103,7 @@ def precision(name: str, target: str, profile: str = "trt") -> Precision:
     if name == "palette4" and target != "coreml":
         raise UserError("palette4 is a format of Core ML. Use --precision int4, or --target coreml.")
     half = name == "fp16" or target == "jetson" or (target == "coreml" and name != "fp32")
+    half = half and profile != "ort"  # a CPU computes in float32 whatever the weights are
     return Precision(name, BITS[name], np.float16 if half else np.float32, profile)
 
 

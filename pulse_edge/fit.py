@@ -71,7 +71,9 @@ class Setup:
 
     def visual(self, shape: ModelShape) -> int:
         """Visual tokens of a page."""
-        return round(self.tiles * shape.tower.tokens * self.keep) if shape.tower else 0
+        if shape.tower is None:
+            return 0
+        return round((shape.keep or self.tiles * shape.tower.tokens) * self.keep)
 
     def prompt(self, shape: ModelShape) -> int:
         """Tokens that are read before the first one is written."""

@@ -51,6 +51,7 @@ class ModelShape:
         tied: the head is the embedding table.
         biases: numbers a layer's biases hold.
         context: longest sequence, image included.
+        keep: visual tokens that are kept of a page; None for all.
         integers: int4 or int8 where the checkpoint itself holds the matrices so, else None.
     """
 
@@ -66,6 +67,7 @@ class ModelShape:
     context: int
     biases: int = 0
     tower: Tower | None = None
+    keep: int | None = None
     integers: str | None = None
 
     @property
@@ -167,6 +169,7 @@ def shape_of(config: Mapping[str, Any], name: str) -> ModelShape:
             context=int(text.get("max_position_embeddings", 2048)),
             biases=biases + (2 * ffn + hidden if text.get("mlp_bias") else 0),
             tower=_tower(vision, config, hidden),
+            keep=None if config.get("keep_tokens") is None else int(config["keep_tokens"]),
         )
         if min(shape.layers, hidden, heads, kv_heads, head_dim, ffn, shape.vocab, shape.context) < 1:
             raise ValueError("a size below 1")
@@ -226,19 +229,21 @@ def _convolutions(vision: Mapping[str, Any]) -> Tower:
     """pulse-nano's tower, stage by stage as ``model/tower.py`` builds it."""
     side, before = int(vision.get("image_size", TILE_SIZE)), 3
     parameters = flops = live = 0
-    stages = zip(vision["widths"], vision["strides"], vision["depths"], strict=True)
-    for index, (width, stride, depth) in enumerate(stages):
+    inner = vision.get("inner") or vision["widths"]
+    stages = zip(vision["widths"], inner, vision["strides"], vision["depths"], strict=True)
+    for index, (width, within, stride, depth) in enumerate(stages):
         side //= stride
         kernel = stride if index == 0 else 3
-        down, block = before * width * kernel**2, 2 * width * width * 9
-        parameters += down + 2 * width + depth * (block + 4 * width)
+        down, block = before * width * kernel**2, 2 * width * within * 9
+        parameters += down + 2 * width + depth * (block + 2 * width + 2 * within)
         flops += 2 * side**2 * (down + depth * block)
         live = max(live, 3 * width * side**2)
         before = width
     tokens, layers = side**2, int(vision.get("context_layers", 0))
     page = MAX_TILES * tokens  # the context layers see all tiles of a page
-    parameters += page * before + layers * (8 * before**2 + 11 * before)
-    flops += layers * tokens * (16 * before**2 + 4 * page * before)
+    mlp = int(vision.get("context_mlp") or 2 * before)
+    parameters += page * before + layers * (4 * before**2 + 2 * before * mlp + 9 * before + mlp)
+    flops += layers * tokens * (8 * before**2 + 4 * before * mlp + 4 * page * before)
     return Tower(parameters, parameters, 0, tokens, flops, live)
 
 

@@ -135,7 +135,7 @@ class TensorRTBackend:
             self._look()
         features = np.empty((MAX_TILES, self._tokens_per_tile, self._hidden), np.float32)
         self._cuda.download(features, self._features)
-        return merge_features(features[:n], image_size, self._merge, self._newline)
+        return merge_features(features, image_size, self._merge, self._newline, n)
 
     def _capture_vision(self) -> Any:
         """Run the vision graph on nothing, as a capture needs it, and capture it; None where that fails."""

@@ -69,21 +69,28 @@ def run(
 
 
 def estimate(recipe: str | Path, data: Path | None = None, gpus: int = 1) -> dict[str, Any]:
-    """Compute what training a recipe of the kind ``sft`` costs, without downloading or training anything.
+    """Compute what training a recipe costs, without downloading or training anything.
 
     Args:
         recipe: name of a shipped recipe, or path of a YAML file.
-        data: the JSON file of conversations; as many as ECGInstruct has, by default.
-        gpus: how many H100 share the training.
+        data: ``sft``: the JSON file of conversations; as many as ECGInstruct has, by default.
+        gpus: ``sft``: how many H100 share the training.
 
     Returns:
-        See :func:`pulse_edge.train.dry_run.plan`.
+        See :func:`pulse_edge.train.dry_run.plan`; for a recipe of records,
+        :func:`pulse_edge.train.page_plan.plan`.
 
     Raises:
         UserError: unusable recipe or data, or a batch that the GPUs cannot share.
         MissingExtraError: torch or transformers is not installed.
     """
     _needs_torch()
+    from pulse_edge.train.recipe import open_recipe, read_recipe
+
+    if open_recipe(recipe)[1]["kind"] != "sft":
+        from pulse_edge.train import page_plan
+
+        return page_plan.plan(read_recipe(recipe))
     from pulse_edge.train.dry_run import CONVERSATIONS, TEXT_TOKENS, mean_text_tokens, plan
     from pulse_edge.train.sft_recipe import read_sft_recipe
     from pulse_edge.train.sources.ecginstruct import EcgInstruct

@@ -18,31 +18,21 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from pulse_edge.contract import (
-    EOS_ID,
-    IGNORE_ID,
-    IMAGE_TOKEN,
-    IMAGE_TOKEN_ID,
-    MAX_TILES,
-    PAD_COLOUR,
-    ROLES,
-    TILE_SIZE,
-    exact_div,
-)
+from pulse_edge.contract import IGNORE_ID, PAD_COLOUR, TILE_SIZE, exact_div
 from pulse_edge.ecg import instruct
 from pulse_edge.ecg.measure import measure
 from pulse_edge.ecg.paper import PaperStyle, render
+from pulse_edge.ecg.photo import draw_photo_style, photograph
+from pulse_edge.ecg.vary import PHOTOS, draw_picture, draw_style, vary_record
+from pulse_edge.model.packing import PAD_SEGMENT, image_prefix, pack
 from pulse_edge.model.preprocess import geometry, tiles
-from pulse_edge.model.prompt import build_prompt, encode_prompt
 from pulse_edge.model.tokenizer import Tokenizer
-from pulse_edge.train.augment import draw_picture, draw_style, vary_record
 from pulse_edge.train.examples import BeatBasis, Example
 from pulse_edge.train.traces import cell_traces
 
-# How much one answer of a kind counts; a report has some forty tokens, a closed answer one.
-ANSWER_WEIGHT: Final = {"superclass": 1.0, "finding": 0.5, "rate": 0.5, "report": 1.0}
-PAD_SEGMENT: Final = -1
 BELIEF: Final = np.float32(0.5)  # share of the teacher's probability in the target, the label has the rest
+PHOTO_DPI: Final = 122.0  # of the pages photographed for validation
+PHOTO_SEVERITY: Final = 1.2
 EXACT: Final = 0.3  # share of pages that go through PULSE's own, slower resizing
 
 
@@ -57,6 +47,8 @@ class PageDataset(Dataset[dict[str, Any]]):
         length: how many pages there are.
         seed: of order and variation.
         beliefs: float32 [examples, 28], logits of a teacher on the targets of :func:`diagnoses`.
+        photos: share of pages that come as a phone's photo.
+        dense: whether pages come with what only the readout head learns: beats, rhythm and traces.
     """
 
     def __init__(
@@ -68,8 +60,10 @@ class PageDataset(Dataset[dict[str, Any]]):
         length: int,
         seed: int = 0,
         beliefs: NDArray[np.float32] | None = None,
+        photos: float = PHOTOS,
+        dense: bool = True,
     ) -> None:
-        self.beliefs = beliefs
+        self.beliefs, self.photos, self.dense = beliefs, photos, dense
         self.examples, self.tokenizer, self.basis = examples, tokenizer, basis
         self.length, self.seed = length, seed
         self.prefix = image_prefix(tokenizer, tokens_per_tile)
@@ -92,7 +86,7 @@ class PageDataset(Dataset[dict[str, Any]]):
         record = vary_record(example.record, rng)
         style = draw_style(rng, record.duration)
         page = render(record, style)
-        image, places = draw_picture(page, rng)
+        image, places = draw_picture(page, rng, self.photos)
         measured = measure(record)
         facts = replace(example.facts, rate_bpm=measured.rate_bpm)
         turns = [
@@ -103,8 +97,10 @@ class PageDataset(Dataset[dict[str, Any]]):
         ]
         item = pack(self.prefix, turns, self.tokenizer)
         item["tiles"] = tiles(image) if rng.random() < EXACT else quick_tiles(image)
-        item["traces"], item["leads"] = cell_traces(page, record, places, self.cell)
         item["diagnoses"] = diagnoses(facts)
+        if not self.dense:
+            return item
+        item["traces"], item["leads"] = cell_traces(page, record, places, self.cell)
         item["beats"] = self.basis.project(measured.beats)
         item["rhythm"] = np.array(
             [
@@ -117,11 +113,21 @@ class PageDataset(Dataset[dict[str, Any]]):
 
 
 class DefaultPages(Dataset[dict[str, Any]]):
-    """The unvaried default page of every example with the five superclass questions."""
+    """The unvaried default page of every example with the five superclass questions.
 
-    def __init__(self, examples: list[Example], tokenizer: Tokenizer, tokens_per_tile: int) -> None:
-        self.examples, self.tokenizer = examples, tokenizer
+    Args:
+        examples: the records.
+        tokenizer: of the model.
+        tokens_per_tile: of the model's tower.
+        photos: whether each page comes as a photo, the same one every time.
+    """
+
+    def __init__(
+        self, examples: list[Example], tokenizer: Tokenizer, tokens_per_tile: int, photos: bool = False
+    ) -> None:
+        self.examples, self.tokenizer, self.photos = examples, tokenizer, photos
         self.prefix = image_prefix(tokenizer, tokens_per_tile)
+        self._tiles: dict[int, NDArray[np.uint8]] = {}
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -131,8 +137,17 @@ class DefaultPages(Dataset[dict[str, Any]]):
         turns = instruct.superclass_turns(example.facts, random.Random(0), plain_share=1.0)
         item = pack(self.prefix, turns, self.tokenizer)
         item["diagnoses"] = diagnoses(example.facts)
-        item["tiles"] = tiles(render(example.record, PaperStyle()).image)
+        if k not in self._tiles:  # drawn once: a validation set is small, and seen many times
+            self._tiles[k] = tiles(self._picture(k))
+        item["tiles"] = self._tiles[k]
         return item
+
+    def _picture(self, k: int) -> NDArray[np.uint8]:
+        page = render(self.examples[k].record, PaperStyle(dpi=PHOTO_DPI) if self.photos else PaperStyle())
+        if not self.photos:
+            return page.image
+        style = draw_photo_style(random.Random(f"photo {k}"), PHOTO_SEVERITY)
+        return photograph(page.image, page.px_per_mm, style).image
 
 
 def quick_tiles(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -148,57 +163,12 @@ def quick_tiles(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.concatenate([base[None], cut.reshape(-1, TILE_SIZE, TILE_SIZE, 3)]).astype(np.uint8)
 
 
-def image_prefix(tokenizer: Tokenizer, tokens_per_tile: int) -> list[int]:
-    """Token ids up to and including the image, one sentinel per visual token of five flat tiles."""
-    prompt = build_prompt([("", None)])
-    ids = encode_prompt(prompt[: prompt.index(IMAGE_TOKEN)] + IMAGE_TOKEN, tokenizer)
-    at = ids.index(IMAGE_TOKEN_ID)
-    return ids[:at] + [IMAGE_TOKEN_ID] * (tokens_per_tile * MAX_TILES)
-
-
-def after_image(question: str, tokenizer: Tokenizer, answer: str | None = None) -> list[int]:
-    """Token ids of what follows the image: question, assistant's turn and, if given, the answer."""
-    text = f"\n{question} {ROLES[1]}:" + (f" {answer}" if answer is not None else "")
-    ids = tokenizer.encode(text, bos=False)
-    return ids + [EOS_ID] if answer is not None else ids
-
-
 def diagnoses(facts: instruct.Facts) -> NDArray[np.float32]:
     """Return 1, 0 or NaN (not known) for the five superclasses, then for the findings asked about."""
     known = np.float32(np.nan if not facts.superclasses else 0.0)
     groups = [known + np.float32(name in facts.superclasses) for name in instruct.SUPERCLASS_PHRASES]
     found = [facts.has(code) for code in instruct.ASKED]
     return np.array(groups + [np.nan if has is None else has for has in found], np.float32)
-
-
-def pack(prefix: list[int], turns: list[instruct.Turn], tokenizer: Tokenizer) -> dict[str, Any]:
-    """Pack the prefix and all turns.
-
-    Returns:
-        ids, segment (0 is the shared prefix), labels, weights: 1-D arrays of equal length; closed:
-        indices of the positions from which the superclass answers are read, -1 where not asked.
-    """
-    ids, segment = list(prefix), [0] * len(prefix)
-    labels, weights = [IGNORE_ID] * len(prefix), [0.0] * len(prefix)
-    closed = []
-    for number, turn in enumerate(turns, start=1):
-        quiet = len(after_image(turn.question, tokenizer))
-        tokens = after_image(turn.question, tokenizer, turn.answer)
-        answered = len(tokens) - quiet
-        if turn.kind == "superclass":
-            closed.append(len(ids) + quiet - 1)
-        ids += tokens
-        segment += [number] * len(tokens)
-        labels += [IGNORE_ID] * quiet + tokens[quiet:]
-        # The first token carries a closed answer; in longer answers every token counts the same.
-        weights += [0.0] * quiet + [ANSWER_WEIGHT[turn.kind] / answered] * answered
-    return {
-        "ids": np.asarray(ids, np.int64),
-        "segment": np.asarray(segment, np.int64),
-        "labels": np.asarray(labels, np.int64),
-        "weights": np.asarray(weights, np.float32),
-        "closed": np.asarray(closed or [-1] * len(instruct.SUPERCLASS_PHRASES), np.int64),
-    }
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -1,9 +1,11 @@
-"""What is learnt, in two stages, as LLaVA's own recipe has it: first to see, then to speak.
+"""What is learnt, in stages, the first two as LLaVA's own recipe has them: first to see, then to speak.
 
 * ``see``: the tower, through the readout head (`readout.py`): measurements and diagnoses.
 * ``speak``: projector and language model on the frozen tower: next-token cross-entropy on the
   answers, as PULSE was trained (image and instruction masked), and, on the superclass questions,
   the head's probability as a soft target (Hinton et al., 2015).
+* ``tune``: all of a model that sees and speaks already, through its answers alone. The superclass
+  questions have the signal teacher's soft target and no hard one, which would be learnt by heart.
 """
 
 from __future__ import annotations
@@ -13,10 +15,10 @@ from typing import Final
 import torch
 from torch import nn
 
-from pulse_edge.contract import IGNORE_ID, IMAGE_MEAN, IMAGE_STD, IMAGE_TOKEN_ID
+from pulse_edge.contract import IGNORE_ID, IMAGE_TOKEN_ID
 from pulse_edge.ecg.instruct import SUPERCLASS_PHRASES
+from pulse_edge.model.packed import normalize, segment_mask, segment_positions
 from pulse_edge.model.pulse import PulseForConditionalGeneration
-from pulse_edge.train.dataset import PAD_SEGMENT
 from pulse_edge.train.readout import Readout
 from pulse_edge.train.recipe import STAGES
 
@@ -46,11 +48,12 @@ class TrainingObjective(nn.Module):
         self._tally: dict[str, list[float]] = {}
 
     def set_stage(self, stage: str) -> None:
-        """Choose what is trained: tower and head, or projector and language model."""
+        """Choose what is trained: tower and head, projector and language model, or all but the head."""
         self.stage = stage
         for name, parameter in self.named_parameters():
-            sees = "vision_tower" in name or name.startswith("readout")
-            parameter.requires_grad_(sees == (stage == "see"))
+            head = name.startswith("readout")
+            sees = head or "vision_tower" in name
+            parameter.requires_grad_(not head if stage == "tune" else sees == (stage == "see"))
         self.train(self.training)
 
     def train(self, mode: bool = True) -> TrainingObjective:
@@ -77,12 +80,17 @@ class TrainingObjective(nn.Module):
             told = self.readout.cell_loss(tokens, batch["traces"], batch["leads"])
             self._note(cell=told, measure=measured, diagnose=diagnosed)
             return {"loss": CELL_WEIGHT * told + MEASURE_WEIGHT * measured + diagnosed}
-        with torch.no_grad():
-            tokens = self.look(tiles)
-            soft = self.readout(tokens)[2][:, : len(SUPERCLASS_PHRASES)].float().sigmoid()
+        asked, weights = batch["closed"][:, 0] >= 0, batch["weights"]
+        if self.stage == "tune":
+            tokens, soft = self.look(tiles), batch["diagnoses"][:, : len(SUPERCLASS_PHRASES)]
+            weights = weights.clone()
+            weights[asked] = weights[asked].scatter(1, batch["closed"][asked] + 1, 0.0)
+        else:
+            with torch.no_grad():
+                tokens = self.look(tiles)
+                soft = self.readout(tokens)[2][:, : len(SUPERCLASS_PHRASES)].float().sigmoid()
         hidden = self.read(tokens, batch["ids"], batch["segment"])
-        answer = self._answer_loss(hidden, batch["labels"], batch["weights"])
-        asked = batch["closed"][:, 0] >= 0
+        answer = self._answer_loss(hidden, batch["labels"], weights)
         margin = self.margins(hidden[asked], batch["closed"][asked])
         taught = nn.functional.binary_cross_entropy_with_logits(margin, soft[asked])
         self._note(answer=answer, taught=taught)
@@ -130,29 +138,3 @@ class TrainingObjective(nn.Module):
         loss = nn.functional.cross_entropy(logits, labels[:, 1:][asked], reduction="none")
         weight = weights[:, 1:][asked]
         return (loss * weight).sum() / weight.sum().clamp(min=1e-6)
-
-
-def normalize(tiles: torch.Tensor) -> torch.Tensor:
-    """CLIP's normalisation on the device: uint8 [n, 336, 336, 3] -> float32 [n, 3, 336, 336]."""
-    mean = torch.tensor(IMAGE_MEAN, device=tiles.device) * 255
-    std = torch.tensor(IMAGE_STD, device=tiles.device) * 255
-    return tiles.float().sub_(mean).div_(std).permute(0, 3, 1, 2)
-
-
-def segment_mask(segment: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Additive causal mask [B, 1, L, L]: a token sees the prefix and the earlier part of its own segment."""
-    same = segment.unsqueeze(2) == segment.unsqueeze(1)
-    seen = (same | (segment == 0).unsqueeze(1)) & (segment != PAD_SEGMENT).unsqueeze(1)
-    seen = seen & torch.ones_like(seen[0]).tril()
-    seen = seen | torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device)  # padding sees itself
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, -1e4).unsqueeze(1)
-
-
-def segment_positions(segment: torch.Tensor) -> torch.Tensor:
-    """Position ids [B, L]: every segment continues right behind the prefix."""
-    index = torch.arange(segment.shape[1], device=segment.device).expand_as(segment)
-    new = torch.ones_like(segment, dtype=torch.bool)
-    new[:, 1:] = segment[:, 1:] != segment[:, :-1]
-    start = torch.cummax(torch.where(new, index, torch.zeros_like(index)), dim=1).values
-    prefix = (segment == 0).sum(1, keepdim=True)
-    return torch.where(segment == 0, index, index - start + prefix)

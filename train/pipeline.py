@@ -25,8 +25,8 @@ from pulse_edge.train.build import build_model, grow
 from pulse_edge.train.dataset import DefaultPages, diagnoses
 from pulse_edge.train.examples import Example, fit_beat_basis, read_examples, write_split
 from pulse_edge.train.objective import TrainingObjective
-from pulse_edge.train.recipe import STAGES, Recipe
-from pulse_edge.train.signal import EPOCHS, FOLDS, cross_fitted
+from pulse_edge.train.recipe import Recipe
+from pulse_edge.train.signal import STEPS, cross_fitted
 from pulse_edge.train.sources import SOURCES, detect
 from pulse_edge.train.tokenizer import train_tokenizer
 from pulse_edge.train.trainer import answer_ids, fit, validate
@@ -40,6 +40,8 @@ def train_checkpoint(
     """Do what ``pulse_edge.train.run`` promises, once torch is known to be there."""
     if pages is not None:
         recipe = replace(recipe, train={k: replace(v, pages=pages) for k, v in recipe.train.items()})
+    if init is None and set(recipe.train) == {"tune"}:
+        raise UserError(f"{recipe.file} tunes a model that is there. Name it with --init.")
     console = Console(stderr=True)
     learn, choose, held_out = (_read(data, side, console) for side in ("train", "validation", "test"))
     work = output.with_name(output.name + ".training")
@@ -56,7 +58,7 @@ def train_checkpoint(
     model = build_model(recipe.model, tokenizer.vocab_size)
     if start is not None:
         grow(model, load_model(start, "float32"))
-    beliefs = _beliefs(learn, recipe.seed, work, pages, console)
+    beliefs = _beliefs(learn, recipe.seed, work, console)
     history = fit(model, recipe, tokenizer, learn, choose, fit_beat_basis(learn), work, workers, beliefs)
     metrics = [
         {"stage": "fp32", "set": f"{side} patients of {data.name}", **_measure(model, examples, tokenizer)}
@@ -86,9 +88,7 @@ def _read(data: Path, side: Split, console: Console) -> list[Example]:
     return scored
 
 
-def _beliefs(
-    learn: list[Example], seed: int, work: Path, pages: int | None, console: Console
-) -> NDArray[np.float32]:
+def _beliefs(learn: list[Example], seed: int, work: Path, console: Console) -> NDArray[np.float32]:
     """What the signal teacher believes of every training record; kept in ``work`` for a resumed run."""
     kept = work / "beliefs.npy"
     if kept.is_file():
@@ -96,10 +96,9 @@ def _beliefs(
         if len(beliefs) == len(learn):
             return beliefs
     targets = np.stack([diagnoses(example.facts) for example in learn])
-    epochs = EPOCHS if pages is None else 1
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("signal teacher", total=FOLDS * epochs)
-        beliefs = cross_fitted(learn, targets, seed, epochs, lambda: progress.advance(task))
+        task = progress.add_task("signal teacher", total=STEPS)
+        beliefs = cross_fitted(learn, targets, seed, lambda: progress.advance(task))
     stream = io.BytesIO()
     np.save(stream, beliefs)
     write_atomic(kept, stream.getvalue())
@@ -111,7 +110,7 @@ def _measure(
 ) -> dict[str, Any]:
     pages = DefaultPages(examples, tokenizer, model.config.vision_config.tokens_per_tile)
     objective = TrainingObjective(model, 1, answer_ids(tokenizer))
-    objective.set_stage(STAGES[-1])
+    objective.set_stage("speak")
     auroc = validate(objective, pages)
     return {"n": len(examples), "patients": len({e.patient for e in examples}), "auroc": auroc}
 
@@ -135,7 +134,7 @@ def card(
             "sha256": sha256_file(start / "model.safetensors"),
             "recipe": read_card(start)["recipe"],
         },
-        "recipe": f"{recipe.name}.yaml, seed {recipe.seed}, "
+        "recipe": f"{recipe.file}, seed {recipe.seed}, "
         + ", ".join(f"{stage}: {settings.pages} pages" for stage, settings in recipe.train.items()),
         "data": {
             "set": source["set"],

@@ -10,8 +10,9 @@ import yaml
 
 from pulse_edge.errors import UnknownNameError, UserError
 
-KINDS = ("reference", "sft")  # two stages from scratch (pulse-nano), or one stage of fine-tuning (PULSE)
-STAGES = ("see", "speak")  # objective.py says what each learns
+KINDS = ("reference", "sft")  # stages of our own (pulse-nano), or one stage of fine-tuning (PULSE)
+STAGES = ("see", "speak", "tune")  # objective.py says what each learns
+_STAGES = ({"see", "speak"}, {"tune"}, {"see", "speak", "tune"})
 RECIPES = Path(__file__).parent / "recipes"
 T = TypeVar("T")
 
@@ -22,6 +23,7 @@ class TrainSettings:
 
     Attributes:
         pages: rendered pages seen in all.
+        photos: share of them that come as a phone's photo.
         batch: pages in a step.
         learning_rate: peak of the one-cycle cosine.
         weight_decay: of AdamW.
@@ -31,6 +33,7 @@ class TrainSettings:
     """
 
     pages: int
+    photos: float
     batch: int
     learning_rate: float
     weight_decay: float
@@ -50,8 +53,18 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole recipe; ``name`` becomes the checkpoint's name, ``train`` has an entry for every stage."""
+    """A whole recipe.
 
+    Attributes:
+        file: the name of its file.
+        name: of the checkpoint.
+        seed: of everything random.
+        model: its shape.
+        train: the settings of each stage, in the order of :data:`STAGES`. ``see`` and ``speak`` make a model,
+            ``tune`` needs one.
+    """
+
+    file: str
     name: str
     seed: int
     model: ModelShape
@@ -93,11 +106,11 @@ def read_recipe(name_or_path: str | Path) -> Recipe:
     if raw.pop("kind") != KINDS[0]:
         raise UserError(f"{path} is a recipe for supervised fine-tuning. Start from pulse-nano instead.")
     stages = raw.get("train")
-    if not isinstance(stages, dict) or set(stages) != set(STAGES):
-        raise UserError(f"{path}: train needs the stages {' and '.join(STAGES)}, and no others.")
-    raw["train"] = {stage: fill(TrainSettings, settings, path) for stage, settings in stages.items()}
+    if not isinstance(stages, dict) or set(stages) not in _STAGES:
+        raise UserError(f"{path}: train needs the stages see and speak, or tune, or all three.")
+    raw["train"] = {stage: fill(TrainSettings, stages[stage], path) for stage in STAGES if stage in stages}
     raw["model"] = fill(ModelShape, raw.get("model"), path)
-    return fill(Recipe, raw, path)
+    return fill(Recipe, {**raw, "file": path.name}, path)
 
 
 def fill(kind: type[T], raw: Any, path: Path) -> T:

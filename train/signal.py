@@ -1,84 +1,57 @@
-"""A teacher that reads the signal: what a network on the samples believes, for pages to learn from.
+"""A teacher that reads the signal: what the samples themselves tell, for pages to learn from.
 
-A 0/1 label says little about a borderline ECG, and a small tower that meets 1,600 labels twenty
-times learns them by heart. A one-dimensional residual network (after Ribeiro et al., Nature
-Communications 2020) on the samples themselves reads far better than a tower of the same size reads
-pages. Its probabilities soften the labels (distillation, Hinton et al., 2015). Every record is
-judged by a network that never saw its patient (cross-fitting), since one that did would only give
-the label back.
+A 0/1 label says little about a borderline ECG, and a small tower that meets 1,600 labels twenty times
+learns them by heart. The teacher's probabilities soften them (distillation, Hinton et al., 2015). It is
+kernel ridge regression, a closed form, on two views of a record: the responses of random convolutions
+(MiniRocket, Dempster et al., KDD 2021, with the maximum and the deviation beside the share of positive
+values) and the median beat of every lead with the rhythm. Three regressions, one on each view and one on
+both, are averaged. Every record is judged by regressions that never saw its patient (cross-fitting),
+since one that did would only give the label back.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.signal import resample_poly
-from torch import nn
 
-from pulse_edge.ecg.instruct import SUPERCLASS_PHRASES
+from pulse_edge.ecg.measure import Measurements, measure
 from pulse_edge.errors import UserError
 from pulse_edge.train.examples import Example
 
 FS: Final = 100  # Hz; half of it holds all that a page of 57 pixels a second can show
 SAMPLES: Final = 1000
 FOLDS: Final = 5
-EPOCHS: Final = 40
-BATCH: Final = 32
-PEAK_RATE: Final = 4e-3
-FINDING_WEIGHT: Final = 0.5
-
-
-class SignalNet(nn.Module):
-    """Leads float32 [B, 12, 1000] in mV at 100 Hz -> logits [B, targets]."""
-
-    def __init__(self, targets: int, widths: tuple[int, ...] = (48, 64, 96, 128, 160)) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv1d(12, widths[0], 9, 2, 4, bias=False), nn.BatchNorm1d(widths[0]), nn.ReLU()
-        )
-        self.blocks = nn.Sequential(*(_Block(a, b) for a, b in pairwise(widths)))
-        self.head = nn.Sequential(nn.Dropout(0.4), nn.Linear(2 * widths[-1], targets))
-
-    def forward(self, signal: torch.Tensor) -> torch.Tensor:
-        """Return the logits; mean and maximum over time make the answer independent of where a beat is."""
-        features = self.blocks(self.stem(signal))
-        logits: torch.Tensor = self.head(torch.cat([features.mean(-1), features.amax(-1)], 1))
-        return logits
-
-
-class _Block(nn.Module):
-    def __init__(self, width_in: int, width: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv1d(width_in, width, 7, 2, 3, bias=False), nn.BatchNorm1d(width), nn.ReLU(),
-            nn.Dropout(0.2), nn.Conv1d(width, width, 7, 1, 3, bias=False), nn.BatchNorm1d(width),
-        )  # fmt: skip
-        self.skip = nn.Sequential(nn.AvgPool1d(2, ceil_mode=True), nn.Conv1d(width_in, width, 1, bias=False))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.relu(self.body(x) + self.skip(x))
+DILATIONS: Final = (1, 2, 4, 7, 12, 20, 32, 50)
+STEPS: Final = len(DILATIONS) + FOLDS  # of the progress
+DRAWS: Final = 2  # sets of random leads for every kernel and dilation
+BIASES: Final = 4
+TAPS: Final = 9
+MOST_LEADS: Final = 9
+BATCH: Final = 128
+SURE: Final = 0.99  # a probability is kept within this and its complement
+_FAR: Final = 5.0  # standard deviations at which a feature is cut off
+# (views, share of the median squared distance over which the kernel falls by a factor e, ridge): the best
+# of eight ridges in steps of a factor of three, each maximum flat, on the training patients.
+_REGRESSIONS: Final = (((0,), 2.0, 1.0), ((1,), 1.0, 1.0), ((0, 1), 2.0, 0.3))
+Floats = NDArray[np.float32]
 
 
 def cross_fitted(
-    examples: list[Example],
-    targets: NDArray[np.float32],
-    seed: int,
-    epochs: int = EPOCHS,
-    tick: Callable[[], None] = lambda: None,
-) -> NDArray[np.float32]:
-    """Return, for every example, the logits of a network that was trained on other patients.
+    examples: list[Example], targets: Floats, seed: int, tick: Callable[[], None] = lambda: None
+) -> Floats:
+    """Return, for every example, the logits of regressions on other patients.
 
     Args:
         examples: of the training patients.
         targets: float32 [n, targets], 0 or 1, NaN where unknown.
-        seed: of folds, weights and variation.
-        epochs: over the other folds' records.
-        tick: called after each epoch of each fold, for a progress bar.
+        seed: of folds and convolutions.
+        tick: called :data:`STEPS` times, for a progress bar.
 
     Returns:
         float32 [n, targets].
@@ -92,74 +65,104 @@ def cross_fitted(
             "a patient that it learnt from. Name a larger labels.csv with --data."
         )
     signals = np.stack([_samples(example) for example in examples])
+    views = (
+        random_convolutions(signals, seed, tick),
+        np.stack([_beat_view(measure(example.record)) for example in examples]),
+    )
     patients = sorted({example.patient for example in examples})
     order = np.random.default_rng(seed).permutation(len(patients)) % FOLDS
     of_patient = dict(zip(patients, order, strict=True))
     fold = np.array([of_patient[example.patient] for example in examples])
-    logits = np.empty_like(targets)
+    believed = np.empty(targets.shape, np.float64)
     for k in range(FOLDS):
-        net = _fit(signals[fold != k], targets[fold != k], seed + k, epochs, tick)
-        with torch.no_grad():
-            logits[fold == k] = net(torch.from_numpy(signals[fold == k])).numpy()
-    return logits
-
-
-def _fit(
-    signals: NDArray[np.float32],
-    targets: NDArray[np.float32],
-    seed: int,
-    epochs: int,
-    tick: Callable[[], None],
-) -> SignalNet:
-    """Train one network, with mixtures of two records (mixup, Zhang et al., 2018)."""
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    net = SignalNet(targets.shape[1])
-    x, y = torch.from_numpy(signals), torch.from_numpy(targets)
-    batch = min(BATCH, len(x))
-    steps = epochs * (len(x) // batch)
-    optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=steps)
-    for _ in range(epochs):
-        order = torch.randperm(len(x))
-        for at in range(0, len(x) - batch + 1, batch):
-            one = order[at : at + batch]
-            other = one[torch.randperm(batch)]
-            share = float(rng.beta(0.3, 0.3))
-            logits = net(_vary(share * x[one] + (1 - share) * x[other]))
-            loss = share * _loss(logits, y[one]) + (1 - share) * _loss(logits, y[other])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+        learn, judge = fold != k, fold == k
+        believed[judge] = _regress([v[learn] for v in views], targets[learn], [v[judge] for v in views])
         tick()
-    return net.eval()
+    believed = believed.clip(1 - SURE, SURE)
+    return np.log(believed / (1 - believed)).astype(np.float32)
 
 
-def _loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    weight = torch.isfinite(targets).float()
-    weight[:, len(SUPERCLASS_PHRASES) :] *= FINDING_WEIGHT
-    each = nn.functional.binary_cross_entropy_with_logits(logits, targets.nan_to_num(), reduction="none")
-    return (each * weight).sum() / weight.sum().clamp(min=1e-6)
+def random_convolutions(signals: Floats, seed: int, tick: Callable[[], None] = lambda: None) -> Floats:
+    """Return features of records that need no training and no labels.
+
+    Args:
+        signals: float32 [n, 12, samples], mV.
+        seed: of leads and thresholds.
+        tick: called for each dilation.
+
+    Returns:
+        float32 [n, features]. A kernel sums the same pattern over some random leads; of its response count
+        the share above each of four thresholds, the maximum and the deviation.
+    """
+    rng = np.random.default_rng(seed)
+    x = torch.from_numpy(signals - np.median(signals, axis=2, keepdims=True).astype(np.float32))
+    some = x[rng.permutation(len(x))[:64]]
+    patterns = np.full((84, TAPS), -1.0, np.float32)
+    for row, high in zip(patterns, itertools.combinations(range(TAPS), 3), strict=True):
+        row[list(high)] = 2.0
+    features = []
+    for dilation in DILATIONS:
+        weight = np.zeros((DRAWS * len(patterns), x.shape[1], TAPS), np.float32)
+        for row, pattern in zip(weight, itertools.cycle(patterns), strict=False):
+            count = int(2 ** rng.uniform(0, np.log2(MOST_LEADS)))
+            row[rng.choice(x.shape[1], count, replace=False)] = pattern
+        kernels = torch.from_numpy(weight)
+        seen = torch.nn.functional.conv1d(some, kernels, dilation=dilation).transpose(0, 1).flatten(1)
+        levels = torch.from_numpy(np.sort(rng.uniform(0.02, 0.98, BIASES)).astype(np.float32))
+        bias = torch.quantile(seen[:, ::7], levels, dim=1).unsqueeze(-1)  # [biases, kernels, 1]
+        rows = []
+        for batch in x.split(BATCH):
+            response = torch.nn.functional.conv1d(batch, kernels, dilation=dilation)
+            shares = [(response > level).float().mean(-1) for level in bias]
+            rows.append(torch.cat([*shares, response.amax(-1), response.std(-1)], 1))
+        features.append(torch.cat(rows))
+        tick()
+    return np.asarray(torch.cat(features, 1).numpy(), np.float32)
 
 
-def _samples(example: Example) -> NDArray[np.float32]:
+def _beat_view(measured: Measurements) -> Floats:
+    """The median beats, large voltages compressed, and the rhythm: float32 [12 x 39 + 2]."""
+    beats = np.nan_to_num(measured.beats).ravel()
+    rhythm = [
+        np.log((measured.rate_bpm or 75.0) / 75.0),
+        np.log(max(measured.irregularity or 0.03, 0.003) / 0.03),
+    ]
+    root = np.sign(beats) * np.sqrt(np.abs(beats) + 1e-3)
+    return np.asarray(np.concatenate([root, rhythm]), np.float32)
+
+
+def _regress(learn: list[Floats], targets: Floats, judge: list[Floats]) -> NDArray[np.float64]:
+    """Return what the mean of all regressions believes, float64 [judged, targets]; an unknown target
+    counts as its mean.
+    """
+    known = np.isfinite(targets)
+    mean = np.where(known, targets, 0).sum(0) / known.sum(0).clip(min=1)
+    wanted = np.where(known, targets - mean, 0).astype(np.float64)
+    scaled = [_scale(a, b) for a, b in zip(learn, judge, strict=True)]
+    beliefs = []
+    for views, width, ridge in _REGRESSIONS:
+        a, b = (np.concatenate([scaled[view][part] for view in views], 1) for part in (0, 1))
+        apart = _squared_distances(a, a)
+        fall = width * float(np.median(apart)) + 1e-9
+        weights = np.linalg.solve(np.exp(-apart / fall) + ridge * np.eye(len(a)), wanted)
+        beliefs.append(np.exp(-_squared_distances(b, a) / fall) @ weights)
+    return np.asarray(mean + np.mean(beliefs, axis=0), np.float64)
+
+
+def _scale(learn: Floats, judge: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Standardise by those learnt from; views of any number of features come to weigh the same."""
+    middle, spread = learn.mean(0), learn.std(0) + 1e-6
+    weight = learn.shape[1] ** -0.5
+    one, two = (((part - middle) / spread).clip(-_FAR, _FAR) * weight for part in (learn, judge))
+    return one, two
+
+
+def _squared_distances(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray((a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T).clip(min=0)
+
+
+def _samples(example: Example) -> Floats:
     """Ten seconds at 100 Hz, float32 [12, 1000]; a shorter record ends in zeros."""
     record = example.record
     signal = resample_poly(np.nan_to_num(record.signal), FS, round(record.fs), axis=1)[:, :SAMPLES]
     return np.pad(signal, ((0, 0), (0, SAMPLES - signal.shape[1]))).astype(np.float32)
-
-
-def _vary(x: torch.Tensor) -> torch.Tensor:
-    """Another gain, tempo (±12 %), beginning, wander and noise for every record of a batch [B, 12, L]."""
-    n, leads, length = x.shape
-    x = x * (torch.rand(n, 1, 1) * 0.3 + 0.85) * (torch.rand(n, leads, 1) * 0.1 + 0.95)
-    at = torch.linspace(-1, 1, length) * (torch.rand(n, 1) * 0.23 + 0.89) + (torch.rand(n, 1) - 0.5) * 0.4
-    grid = torch.stack([at, torch.zeros_like(at)], -1).unsqueeze(1)
-    x = nn.functional.grid_sample(x.unsqueeze(2), grid, padding_mode="reflection", align_corners=True)
-    hertz = torch.rand(n, 1, 1) * 0.3 + 0.1
-    phase = torch.arange(length) / FS * 2 * torch.pi * hertz + torch.rand(n, leads, 1) * 2 * torch.pi
-    wander = torch.rand(n, leads, 1) * 0.1 * torch.sin(phase)
-    noise = torch.randn(n, leads, length) * torch.rand(n, 1, 1) * 0.02
-    varied: torch.Tensor = x.squeeze(2) + wander + noise
-    return varied

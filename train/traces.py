@@ -16,8 +16,8 @@ from pulse_edge.contract import IGNORE_ID, TILE_SIZE
 from pulse_edge.ecg.leads import LEADS
 from pulse_edge.ecg.paper import Page
 from pulse_edge.ecg.record import Record
+from pulse_edge.ecg.vary import Places
 from pulse_edge.model.preprocess import geometry
-from pulse_edge.train.augment import Places
 
 REACH: Final = 1.5  # cells; a taller complex is said to end there
 

@@ -59,16 +59,27 @@ def fit(
     objective = TrainingObjective(model, len(basis.components), answer_ids(tokenizer))
     tokens = model.config.vision_config.tokens_per_tile
     pages = DefaultPages(choose, tokenizer, tokens)
+    photos = DefaultPages(choose, tokenizer, tokens, photos=True)
     history: list[dict[str, Any]] = []
-    for number, stage in enumerate(STAGES):
-        settings = recipe.train[stage]
+    for stage, settings in recipe.train.items():
+        number = STAGES.index(stage)
         folder = work / stage
         set_seed(recipe.seed + number)
         objective.set_stage(stage)
-        keeper = _Keeper(objective, pages, settings, folder)
+        keeper = _Keeper(objective, pages, photos if stage == "tune" else None, settings, folder)
         if not keeper.finished:
             seed = recipe.seed + number
-            data = PageDataset(learn, tokenizer, basis, tokens, settings.pages, seed, beliefs)
+            data = PageDataset(
+                learn,
+                tokenizer,
+                basis,
+                tokens,
+                settings.pages,
+                seed,
+                beliefs,
+                settings.photos,
+                dense=stage == "see",
+            )
             trainer = _Trainer(
                 model=objective,
                 args=_arguments(settings, seed, folder, workers),
@@ -128,12 +139,18 @@ class _Trainer(Trainer):
 
 
 class _Keeper(TrainerCallback):
-    """Averages the weights, validates the average and keeps the best."""
+    """Averages the weights, validates the average and keeps the best: on pages, or on pages and photos."""
 
     def __init__(
-        self, objective: TrainingObjective, pages: DefaultPages, settings: TrainSettings, folder: Path
+        self,
+        objective: TrainingObjective,
+        pages: DefaultPages,
+        photos: DefaultPages | None,
+        settings: TrainSettings,
+        folder: Path,
     ) -> None:
-        self.objective, self.pages, self.settings, self.folder = objective, pages, settings, folder
+        self.objective, self.pages, self.photos = objective, pages, photos
+        self.settings, self.folder = settings, folder
         self.average = AveragedModel(
             objective, multi_avg_fn=_moving_average(settings.average_decay), use_buffers=True
         )
@@ -157,10 +174,13 @@ class _Keeper(TrainerCallback):
         if state.global_step % self.settings.evaluate_every and state.global_step != state.max_steps:
             return
         row = {"stage": self.objective.stage, "step": state.global_step}
-        row |= (
-            validate(cast(TrainingObjective, self.average.module), self.pages) | self.objective.mean_losses()
-        )
-        if not self.history or row["macro"] >= max(past["macro"] for past in self.history):
+        average = cast(TrainingObjective, self.average.module)
+        row |= validate(average, self.pages) | self.objective.mean_losses()
+        row["score"] = row["macro"]
+        if self.photos is not None:
+            row["photo_macro"] = validate(average, self.photos)["macro"]
+            row["score"] = (row["macro"] + row["photo_macro"]) / 2
+        if not self.history or row["score"] >= max(past["score"] for past in self.history):
             torch.save(self.average.module.state_dict(), self.folder / "best.partial")
             os.replace(self.folder / "best.partial", self.folder / "best.pt")
         self.history.append(row)

@@ -12,6 +12,7 @@ import numpy as np
 from pulse_edge.bundle import atomic_folder, write_manifest
 from pulse_edge.contract import MAX_TILES
 from pulse_edge.device import Device
+from pulse_edge.export.capture_graph.reference import FACTS, LONG_SIDE
 from pulse_edge.export.coreml import metadata
 from pulse_edge.export.coreml.compress import check_compressed
 from pulse_edge.export.coreml.decoder import MASKED, build_chunk
@@ -25,6 +26,7 @@ from pulse_edge.export.shape import DecoderShape, decoder_shape
 from pulse_edge.export.weights import Precision
 from pulse_edge.model.checkpoint import load_model, read_card
 from pulse_edge.model.layouts import HEAD, TABLE
+from pulse_edge.model.merge import KEPT
 from pulse_edge.model.pulse import PulseForConditionalGeneration
 from pulse_edge.model.quantized import QuantizedWeight
 from pulse_edge.model.tokenizer import Tokenizer
@@ -33,6 +35,7 @@ from pulse_edge.model.weights import open_weights, take_quantized
 TEXT: Final = 512  # tokens beside the image: questions and answers of a conversation about one page
 # What a device may safely be asked for; the reasons stand in docs/coreml.md.
 UNITS: Final = {"preprocess": "cpuAndGPU", "vision": "all", "embed": "cpuOnly", "decoder": "cpuAndGPU"}
+CAPTURE_UNITS: Final = "cpuAndGPU"  # float32: what it indexes and where it samples is beyond float16
 
 
 def export_to_folder(
@@ -43,6 +46,7 @@ def export_to_folder(
     how: Precision,
     gate: Callable[[Path, str], dict[str, Any]] | None,
     report: Callable[[str], None],
+    capture: bool = False,
 ) -> dict[str, Any]:
     """Do what ``pulse_edge.export.export_bundle`` promises, once its arguments are checked."""
     tokenizer = Tokenizer.from_folder(checkpoint)
@@ -56,7 +60,7 @@ def export_to_folder(
         fields = bundle_fields(
             hash_weights(checkpoint),
             card,
-            model.config.merge,
+            model.config.merge if model.config.keep_tokens is None else KEPT,
             tokenizer,
             shape,
             target,
@@ -79,10 +83,16 @@ def export_to_folder(
         _write_decoder(folder, layout, chunks, source, how, fields, report)
         if model.config.merge == "spatial_unpad":
             np.save(folder / "image_newline.npy", model.model.image_newline.detach().float().numpy())
+        if capture:
+            from pulse_edge.export.capture_graph.coreml import convert_capture
+
+            report("capture package")
+            path = folder / "capture.mlpackage"
+            _finish(convert_capture(path), path, fields)
         write_companions(folder, checkpoint, card)
         packages = sorted(folder.glob("*.mlpackage"))
         fields["graphs"] = {path.stem: {"file": path.name, **metadata.features(path)} for path in packages}
-        fields["coreml"] = _coreml(layout, chunks)
+        fields["coreml"] = _coreml(layout, chunks, capture)
         manifest = write_manifest(folder, fields)
         if gate is not None:
             report("measuring parity")
@@ -142,11 +152,11 @@ def _source(checkpoint: Path, model: PulseForConditionalGeneration, how: Precisi
     return Source(weights_of(model), integers)
 
 
-def _coreml(layout: Layout, chunks: list[Chunk]) -> dict[str, Any]:
+def _coreml(layout: Layout, chunks: list[Chunk], capture: bool) -> dict[str, Any]:
     """Return what an app must know beside the packages' own features."""
-    return {
+    known: dict[str, Any] = {
         "floor": FLOOR_NAMES,
-        "compute_units": UNITS,
+        "compute_units": dict(UNITS),
         "decoder": {
             "graphs": [chunk.name for chunk in chunks],
             "cache": layout.cache,
@@ -154,3 +164,7 @@ def _coreml(layout: Layout, chunks: list[Chunk]) -> dict[str, Any]:
             "masked": MASKED,
         },
     }
+    if capture:
+        known["compute_units"]["capture"] = CAPTURE_UNITS
+        known["capture"] = {"side": LONG_SIDE, "facts": list(FACTS)}
+    return known

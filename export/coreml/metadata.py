@@ -23,12 +23,18 @@ _FIELDS: Final = (
 )  # fmt: skip
 _ROLES: Final = {
     "preprocess": "Cuts a picture of an ECG page into PULSE's five tiles.",
+    "capture": "Makes the tiles of a photo of a paper ECG: finds its grid, flattens, turns and cuts it.",
     "vision": "PULSE's vision tower and projector: five tiles to visual tokens.",
     "embed": "PULSE's token embedding: token ids to rows.",
     "decoder": "PULSE's language model with its key-value cache as state.",
 }
 _FEATURES: Final = {
     "image": "The page, RGB, upright, of any size from 16 to 8192 pixels a side.",
+    "size": "Height and width of the picture in the upper left of the canvas.",
+    "pixel_values": "Five normalised tiles; those that the facts count as views are real.",
+    "nodes": "Pixel (x, y) of each node of the upright mesh, 5 mm apart, rows and columns as the facts say.",
+    "strength": "How well the grid is seen around each node, 0 to 1.",
+    "facts": "Numbers by the names in the manifest's coreml.capture.facts.",
     "tiles": "Five tiles of 336 x 336 pixels under each other: the whole page first, then row by row.",
     "shown": "1 for a tile of the page, 0 for a black one that fills up: long or tall pages have fewer.",
     "image_features": "Visual tokens of each tile, [5, tokens, width]; those of tiles that are shown count.",
@@ -45,6 +51,11 @@ _FEATURES: Final = {
     "k_rest": "What float16 takes from the keys of this float32 package.",
     "v_rest": "What float16 takes from the values of this float32 package.",
 }  # fmt: skip
+
+
+_CANVAS: Final = (
+    "The photo, RGB, 0 to 255, channels first, its long side at most that of the canvas, upper left."
+)
 
 
 def describe(spec: Any, role: str, fields: Mapping[str, Any]) -> None:
@@ -68,7 +79,8 @@ def describe(spec: Any, role: str, fields: Mapping[str, Any]) -> None:
         metadata.userDefined[PREFIX + field] = _text(fields[field])
     metadata.userDefined[PREFIX + "role"] = role
     for feature in _features(spec.description):
-        feature.shortDescription = _FEATURES[feature.name]
+        canvas = role == "capture" and feature.name == "image"
+        feature.shortDescription = _CANVAS if canvas else _FEATURES[feature.name]
 
 
 def add(path: Path, field: str, value: Any) -> None:

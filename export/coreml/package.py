@@ -13,7 +13,7 @@ import tempfile
 import traceback
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -65,6 +65,7 @@ def convert(
     inputs: list[Any] | None = None,
     outputs: list[Any] | None = None,
     half: bool = False,
+    passes: Sequence[str] | None = None,
 ) -> ct.models.MLModel:
     """Convert a program or a traced module to a package for this target's floor.
 
@@ -74,6 +75,7 @@ def convert(
         inputs: coremltools' input types, where the source does not say them (images, flexible sides).
         outputs: likewise.
         half: turn a float32 program into float16; one that names its types is left as it is.
+        passes: of coremltools, instead of the usual ones.
 
     Returns:
         The model, not loaded; :func:`finish` completes its package.
@@ -81,7 +83,7 @@ def convert(
     Raises:
         OSError: the disk is full.
     """
-    written = isinstance(source, Program)
+    names = _PASSES if passes is None and isinstance(source, Program) else passes
     with quiet(), _beside(path):
         return ct.convert(
             source,
@@ -90,7 +92,7 @@ def convert(
             convert_to="mlprogram",
             minimum_deployment_target=FLOOR,
             compute_precision=ct.precision.FLOAT16 if half else ct.precision.FLOAT32,
-            pass_pipeline=ct.PassPipeline(pass_names=[*_PASSES]) if written else None,
+            pass_pipeline=None if names is None else ct.PassPipeline(pass_names=[*names]),
             skip_model_load=True,
             package_dir=str(path),
         )

@@ -60,8 +60,8 @@ class CoremlBackend:
         stack[:n] = np.rint((tiles * std + mean) * 255).transpose(0, 2, 3, 1)
         shown = (np.arange(MAX_TILES) < n).astype(np.float32)
         made = self._vision.run(None, {"tiles": stack.reshape(STACK), "shown": shown})
-        features = made["image_features"].astype(np.float32)[:n]
-        return merge_features(features, image_size, self._merge, self._newline)
+        features = made["image_features"].astype(np.float32)
+        return merge_features(features, image_size, self._merge, self._newline, n)
 
     def prefill(self, embeddings: NDArray[np.float32] | None, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Forget everything and read a prompt with one -200 for the image."""

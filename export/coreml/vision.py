@@ -38,7 +38,7 @@ class StackedVision(nn.Module):
 
     def __init__(self, model: PulseForConditionalGeneration) -> None:
         super().__init__()
-        self.read = VisionGraph(model, half=False)
+        self.read = VisionGraph(model, half=False, rank=torch.int32)
         mean, std = (torch.tensor(value).reshape(1, 3, 1, 1) for value in (IMAGE_MEAN, IMAGE_STD))
         self.register_buffer("gain", 1 / (255 * std), persistent=False)
         self.register_buffer("mean", 255 * mean, persistent=False)

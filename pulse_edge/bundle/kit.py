@@ -1,7 +1,8 @@
 """A kit: one archive with everything that a machine without a network needs to run a bundle.
 
 It holds the bundle, the wheels of pulse-edge and of all it needs there, ``install.sh``, ``SHA256SUMS`` for
-the script, and ``index.json`` with the hash of every other file. The same contents give the same bytes.
+the script, and ``index.json`` with the hash of every other file; for a cart also the service's wheels, its
+systemd unit and Dockerfiles. The same contents give the same bytes.
 Downloading the wheels is the one place where pulse-edge uses a network, and only when a kit is made.
 """
 
@@ -32,6 +33,8 @@ MACHINES: Final = ("aarch64", "x86_64")
 # Wheels may ask for glibc up to this. JetPack 6 is Ubuntu 22.04 with glibc 2.35; JetPack 7, 24.04 with 2.39.
 GLIBC: Final = 35
 OLDEST_GLIBC: Final = 5  # manylinux1
+# What `--service` adds: files of the service's stage, which the core reads but does not import.
+DEPLOY: Final = Path(__file__).resolve().parents[1] / "runtimes" / "serve" / "deploy"
 
 
 def make_kit(
@@ -42,6 +45,7 @@ def make_kit(
     python: str = "3.10",
     also: Sequence[str] = (),
     key: Path | None = None,
+    service: bool = False,
     report: Callable[[str], None] = lambda step: None,
 ) -> dict[str, Any]:
     """Pack a bundle with all that an air-gapped device needs. The engines of this machine stay here.
@@ -54,6 +58,7 @@ def make_kit(
         python: version of the device's Python, e.g. ``"3.10"`` on JetPack 6.
         also: further requirements in pip's form, e.g. ``"cuda-python<13"``.
         key: private key to sign the kit's index with.
+        service: also pack what `pulse-edge serve` needs, its systemd unit and Dockerfiles.
         report: called with the name of each step.
 
     Returns:
@@ -78,13 +83,16 @@ def make_kit(
     with tempfile.TemporaryDirectory(prefix="pulse-edge-kit-") as scratch:
         report("collecting wheels")
         collected = Path(scratch) / "wheels"
-        _collect(_requirement(manifest), collected, wheels, machine, parts, also)
+        requirement = _requirement(manifest, service)
+        _collect(requirement, collected, wheels, machine, parts, also)
         contents = {
             f"bundle/{name}": path for name, path in list_files(bundle) if not name.startswith(f"{ENGINES}/")
         } | {f"wheels/{path.name}": path for path in sorted(collected.iterdir())}
+        if service:
+            contents |= {f"deploy/{path.name}": path for path in sorted(DEPLOY.iterdir())}
         report("hashing")
         made_for = {"machine": machine, "glibc": f"2.{GLIBC}", "python": python}
-        texts = _texts(manifest, contents, made_for, key)
+        texts = _texts(manifest, requirement, contents, made_for, key)
         size = sum(path.stat().st_size for path in contents.values())
         need_space(output, size + 1024 * (len(contents) + 8), "The kit")
         report("packing")
@@ -100,11 +108,11 @@ def make_kit(
     }
 
 
-def _requirement(manifest: dict[str, Any]) -> str:
+def _requirement(manifest: dict[str, Any], service: bool) -> str:
     from pulse_edge import __version__
 
-    extra = "[jetson]" if manifest["target"] == "jetson" else ""
-    return f"pulse-edge{extra}=={__version__}"
+    extras = [*(["jetson"] if manifest["target"] == "jetson" else []), *(["serve"] if service else [])]
+    return f"pulse-edge{'[' + ','.join(extras) + ']' if extras else ''}=={__version__}"
 
 
 def _collect(
@@ -160,12 +168,15 @@ def _pip(words: Sequence[str], wheels: Path | None) -> None:
 
 
 def _texts(
-    manifest: dict[str, Any], contents: dict[str, Path], made_for: dict[str, str], key: Path | None
+    manifest: dict[str, Any],
+    requirement: str,
+    contents: dict[str, Path],
+    made_for: dict[str, str],
+    key: Path | None,
 ) -> dict[str, bytes]:
     """The small files that a kit adds: index, sums and script."""
     from pulse_edge import __version__
 
-    requirement = _requirement(manifest).partition("==")[0]
     script = _SCRIPT.format(requirement=requirement, **made_for).encode()
     files = {
         name: {"sha256": sha256_file(path), "bytes": path.stat().st_size} for name, path in contents.items()
@@ -210,24 +221,57 @@ def _member(name: str, size: int, executable: bool) -> tarfile.TarInfo:
 
 
 _SCRIPT: Final = """#!/bin/sh
-# Install pulse-edge and its bundle on a machine without a network: sh install.sh DIR
+# Install pulse-edge and its bundle on a machine without a network: sh install.sh DIR [--service]
 # Made for Linux on {machine}, glibc {glibc} or newer, Python {python}; PYTHON may name the interpreter.
+# --service (as root, from a kit made with --service) also puts the systemd unit in place and (re)starts it.
 set -eu
-into="${{1:?usage: sh install.sh DIR}}"
+into="${{1:?usage: sh install.sh DIR [--service]}}"
+service="${{2:-}}"
+cd "$(dirname "$0")"
+case "$service" in
+"") ;;
+--service)
+    if [ ! -f deploy/pulse-edge.service ]; then
+        echo "install.sh: this kit was made without --service." >&2
+        exit 2
+    fi
+    ;;
+*) echo "install.sh: $service is not known; usage: sh install.sh DIR [--service]" >&2; exit 2 ;;
+esac
+kit="$PWD"
 mkdir -p "$into"
 into="$(cd "$into" && pwd)"
-cd "$(dirname "$0")"
 sha256sum --check --quiet SHA256SUMS
 python="${{PYTHON:-python{python}}}"
 if ! "$python" -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] != "{python}")'; then
     echo "install.sh: $python is not Python {python}, which the wheels are for. Set PYTHON." >&2
     exit 1
 fi
+# Every software has an environment of its own; the link $into/venv is moved to it when it is whole, so that a
+# program that runs keeps its files, and an earlier kit's install.sh goes back in a moment.
 # JetPack's own TensorRT is a system package: the environment sees those. pip is the kit's own, run from its
 # wheel: Ubuntu's Python comes without the one that venv would put there.
-"$python" -m venv --without-pip --system-site-packages "$into/venv"
-PYTHONPATH="$(echo wheels/pip-*.whl)" "$into/venv/bin/python" -m pip --isolated install --quiet \
-    --disable-pip-version-check --no-index --find-links wheels "{requirement}"
-"$into/venv/bin/pulse-edge" bundle install . --into "$into"
-echo "Run it with: $into/venv/bin/pulse-edge run $into/current --image PAGE.png"
+new="$into/software/$(grep '  wheels/' SHA256SUMS | sha256sum | cut -c1-12)"
+if [ ! -f "$new/complete" ]; then
+    rm -rf "$new"
+    "$python" -m venv --without-pip --system-site-packages "$new"
+    PYTHONPATH="$(echo wheels/pip-*.whl)" "$new/bin/python" -m pip --isolated install --quiet \
+        --disable-pip-version-check --no-index --find-links wheels "{requirement}"
+    : >"$new/complete"
+fi
+"$new/bin/pulse-edge" bundle install "$kit" --into "$into"
+[ -L "$into/venv" ] || rm -rf "$into/venv"
+ln -sfn "software/$(basename "$new")" "$into/.venv.partial"
+mv -T "$into/.venv.partial" "$into/venv"
+if [ -z "$service" ]; then
+    echo "Run it with: $into/venv/bin/pulse-edge run $into/current --image PAGE.png"
+    exit
+fi
+# Others than root read the program and the bundle, and write neither.
+chmod -R a+rX,go-w "$into"
+sed "s|/opt/pulse|$into|g" deploy/pulse-edge.service >/etc/systemd/system/pulse-edge.service
+systemctl daemon-reload
+systemctl enable --quiet pulse-edge
+systemctl restart pulse-edge
+echo "The cart's page: http://127.0.0.1:8337"
 """

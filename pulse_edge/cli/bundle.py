@@ -93,20 +93,23 @@ def bundle_kit(
     python: Annotated[str, typer.Option(help="The device's version of Python.")] = "3.10",
     also: Annotated[list[str] | None, typer.Option(help="A further requirement, as pip takes it.")] = None,
     key: Annotated[Path | None, typer.Option(help="Private key to sign the kit with.")] = None,
+    service: Annotated[bool, typer.Option("--service", help="Also what a cart's service needs.")] = False,
     as_json: Json = False,
 ) -> None:
     """Pack a bundle with all that a device without a network needs; downloads wheels."""
     from pulse_edge import commands
 
     with steps(not as_json) as report:
-        result = commands.bundle_kit(bundle, output, wheels, machine, python, also or [], key, report)
+        result = commands.bundle_kit(
+            bundle, output, wheels, machine, python, also or [], key, service, report
+        )
     if as_json:
         print_json(result)
         return
     size, digest = f"{result['bytes'] / 1e6:.1f} MB", result["sha256"][:12]
     typer.echo(f"kit          {result['kit']}  ({size}, sha256 {digest})")
     typer.echo(f"wheels       {len(result['wheels'])} for Python {python} on {machine}")
-    typer.echo("on a device  tar xf KIT.tar && sh install.sh DIR")
+    typer.echo(f"on a device  tar xf KIT.tar && sh install.sh DIR{' --service' if service else ''}")
 
 
 @group.command("install")

@@ -28,6 +28,7 @@ def export(
     records: Annotated[Path | None, typer.Option(help="With int8: labels.csv to measure on.")] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many of --records.")] = None,
     accept_loss: Annotated[bool, typer.Option("--accept-loss", help="Keep it whatever it costs.")] = False,
+    capture: Annotated[bool, typer.Option(help="Add the graph that makes tiles of photos.")] = False,
     as_json: Json = False,
 ) -> None:
     """Export a model to a bundle that a device runs, and measure its parity."""
@@ -36,7 +37,7 @@ def export(
     with progress(not as_json) as (report, tick):
         result = commands.export(
             target, model, device, precision, output, force, profile, resume, dry_run, vision, calibration,
-            records, limit, accept_loss, report, tick,
+            records, limit, accept_loss, capture, report, tick,
         )  # fmt: skip
     if as_json:
         print_json(result)

@@ -35,7 +35,7 @@ def train(
     if as_json:
         print_json(result)
     elif dry_run:
-        _print_plan(result)
+        (_print_plan if "gpus" in result else _print_page_plan)(result)
     else:
         typer.echo(f"checkpoint   {result['checkpoint']}  ({result['parameters'] / 1e6:.2f} M parameters)")
         for row in result["metrics"]:
@@ -45,6 +45,20 @@ def train(
             typer.echo(f"{row['set']}: {scores} on {row['n']} {row.get('what', 'records')}")
         if (found := result.get("calibration")) is not None:
             typer.echo(f"calibrated   {found['method']}, on {found['fit']['patients']} {found['fit']['set']}")
+
+
+def _print_page_plan(plan: dict[str, Any]) -> None:
+    """Print what `train --dry-run` found for a recipe of records."""
+    per_page = plan["flops_per_page"]
+    typer.echo(f"recipe       {plan['recipe']}")
+    typer.echo(f"parameters   {plan['parameters']:,}")
+    typer.echo(
+        f"a page       {per_page['tower'] / 1e9:.1f} GFLOP to see, {per_page['language'] / 1e9:.1f} to answer"
+    )
+    for name, stage in plan["stages"].items():
+        work = stage["flops"] / 1e15
+        typer.echo(f"{name:13s}{stage['pages']:,} pages in {stage['steps']:,} steps, {work:.3g} PFLOP")
+    typer.echo(f"time         about {plan['core_hours']:.2g} core hours of a CPU with bf16, drawing apart")
 
 
 def _print_plan(plan: dict[str, Any]) -> None:

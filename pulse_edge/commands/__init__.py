@@ -17,10 +17,12 @@ from pulse_edge.commands._bundle import (
 )
 from pulse_edge.commands._calibrate import calibrate
 from pulse_edge.commands._capture import capture
+from pulse_edge.commands._distill import distill
 from pulse_edge.commands._doctor import doctor
 from pulse_edge.commands._evaluate import evaluate
 from pulse_edge.commands._export import export
 from pulse_edge.commands._plan import plan
+from pulse_edge.commands._prune import prune
 from pulse_edge.commands._quantize import quantize
 from pulse_edge.commands._run import run
 from pulse_edge.commands._search import search
@@ -39,10 +41,12 @@ __all__ = [
     "bundle_sign",
     "calibrate",
     "capture",
+    "distill",
     "doctor",
     "evaluate",
     "export",
     "plan",
+    "prune",
     "quantize",
     "run",
     "search",

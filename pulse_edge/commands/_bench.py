@@ -65,12 +65,9 @@ def bench(
         PulseEdgeError: a process ended without a result.
     """
     if compare is not None:
-        from pulse_edge.runtimes.bench.result import compare as compare_results
-        from pulse_edge.runtimes.bench.result import read_result
-
         if any(value is not None for value in (model, image, sustained, runtime, output, picture)):
             raise UserError(_COMPARED)
-        return compare_results(read_result(Path(compare[0])), read_result(Path(compare[1])))
+        return _compare(*compare)
     if model is None:
         raise UserError("Name the MODEL to measure, or two results: --compare BEFORE.json AFTER.json")
     _refuse_nonsense({"runs": runs, "processes": processes, "tokens": tokens}, sustained)
@@ -107,6 +104,12 @@ def bench(
     }
     _write(result, output, picture)
     return result
+
+
+def _compare(before: Path, after: Path) -> dict[str, Any]:
+    from pulse_edge.runtimes.bench.result import compare, read_result
+
+    return compare(read_result(Path(before)), read_result(Path(after)))
 
 
 def _repeat(

@@ -36,12 +36,13 @@ def bundle_kit(
     python: str = "3.10",
     also: Sequence[str] = (),
     key: Path | None = None,
+    service: bool = False,
     report: Callable[[str], None] = lambda step: None,
 ) -> dict[str, Any]:
     """Pack what a device without a network needs; see ``pulse_edge.bundle.kit.make_kit``."""
     from pulse_edge.bundle.kit import make_kit
 
-    return make_kit(Path(bundle), Path(output), wheels, machine, python, also, key, report)
+    return make_kit(Path(bundle), Path(output), wheels, machine, python, also, key, service, report)
 
 
 def bundle_install(source: Path, into: Path, require_key: Path | None = None) -> dict[str, Any]:

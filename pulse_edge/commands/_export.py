@@ -27,6 +27,7 @@ def export(
     records: Path | None = None,
     limit: int | None = None,
     accept_loss: bool = False,
+    capture: bool = False,
     report: Callable[[str], None] = lambda step: None,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
@@ -47,6 +48,7 @@ def export(
         records: with ``int8``: labels.csv whose test patients say what it costs.
         limit: at most so many of them.
         accept_loss: keep the bundle if that is beyond the budget, or not measured; both are recorded.
+        capture: write the graph that makes tiles of photos beside the model.
         report: called with the name of each step.
         tick: called with what is done of the present step and all of it: bytes or layers.
 
@@ -76,8 +78,9 @@ def export(
         return result
 
     manifest = export_bundle(
-        checkpoint, output, target, device, precision, gate, report, profile, resume, tick, pages, tiles
-    )
+        checkpoint, output, target, device, precision, gate, report, profile, resume, tick, pages, tiles,
+        capture,
+    )  # fmt: skip
     size = sum(entry["bytes"] for entry in manifest["files"].values())
     return {"bundle": str(output), "bytes": size, "parity": manifest["parity"]}
 

@@ -77,8 +77,30 @@ def compare(before: Scored, after: Scored, intervals: bool = True) -> dict[str, 
     }
 
 
-def judge(result: Mapping[str, Any], budget: Budget, accept_loss: bool) -> dict[str, Any]:
+def above_chance(before: float | None, kept: float, flips: float) -> Budget:
+    """Return the budget of a step that keeps a share of what macro AUROC has above chance, 0.5.
+
+    Args:
+        before: macro AUROC of the model that the step begins with; None if the records do not tell.
+        kept: share, e.g. 0.99.
+        flips: share of labels that may change sides.
+    """
+    return Budget((1 - kept) * max(0.0, (before or 0.5) - 0.5), flips)
+
+
+def judge(
+    result: Mapping[str, Any],
+    budget: Budget,
+    accept_loss: bool,
+    remedy: str = "Use more bits, a smaller group or another method",
+) -> dict[str, Any]:
     """Return ``result`` with its budget and the verdict.
+
+    Args:
+        result: of :func:`compare`.
+        budget: that holds.
+        accept_loss: keep what breaks it.
+        remedy: what else could be done about it, the beginning of a sentence.
 
     Raises:
         BudgetError: the step costs more, and ``accept_loss`` is not set.
@@ -87,14 +109,13 @@ def judge(result: Mapping[str, Any], budget: Budget, accept_loss: bool) -> dict[
     if result["loss"] is None:
         problems.append("the records do not tell: every label needs ECGs with and without it")
     elif result["loss"] > budget.auroc:
-        problems.append(f"macro AUROC fell by {result['loss']:.4f}, {budget.auroc} is allowed")
+        problems.append(f"macro AUROC fell by {result['loss']:.4f}, {budget.auroc:.4g} is allowed")
     if result["flip_share"] > budget.flips:
         problems.append(f"{result['flip_share']:.2%} of the labels flipped, {budget.flips:.2%} is allowed")
     if problems and not accept_loss:
         raise BudgetError(
             f"The accuracy gate was not passed on {result['n']} ECGs: {'; '.join(problems)}. "
-            "Nothing was kept. Use more bits, a smaller group or another method, or add --accept-loss, "
-            "which is recorded."
+            f"Nothing was kept. {remedy}, or add --accept-loss, which is recorded."
         )
     return {
         **result,

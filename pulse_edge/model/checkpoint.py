@@ -114,8 +114,8 @@ def load_model(
         path: its folder, in the LLaVA or a Hugging Face layout, or a shipped model's name.
         dtype: of the weights in memory, e.g. ``"float32"``; ``None`` keeps them as they are, uncopied
             (those that stand as integers are given the embedding table's).
-        packed: where more than ``packed.LARGE`` weights of the decoder stand as integers, they stay so in
-            memory, and every use of them is slower.
+        packed: where more than ``packed_linear.LARGE`` weights of the decoder stand as integers, they stay so
+            in memory, and every use of them is slower.
 
     Raises:
         CheckpointError: if anything is missing, left over, damaged or of another shape.
@@ -125,7 +125,7 @@ def load_model(
     with _needs_torch():
         import torch
 
-        from pulse_edge.model.packed import LARGE, pack, packed_size
+        from pulse_edge.model.packed_linear import LARGE, pack, packed_size
         from pulse_edge.model.pulse import PulseConfig, PulseForConditionalGeneration
 
     kind = _dtype(dtype)

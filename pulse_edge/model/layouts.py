@@ -12,9 +12,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from pulse_edge.contract import GRID_PINPOINTS
+from pulse_edge.contract import GRID_PINPOINTS, MAX_TILES
 from pulse_edge.errors import CheckpointError
-from pulse_edge.model.merge import MERGES
+from pulse_edge.model.merge import KEEP_BY, MERGES
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -163,6 +163,13 @@ def _from_hf(raw: Mapping[str, Any]) -> dict[str, Any]:
     if raw["model_type"] == "llava_next":
         config["merge"] = "spatial_unpad"  # all that transformers' LlavaNext does
     config.setdefault("merge", "flat")
+    keep = config.get("keep_tokens")
+    if keep is not None and (not isinstance(keep, int) or keep < 1 or keep % MAX_TILES):
+        raise _unsupported("keep_tokens", keep, f"multiples of {MAX_TILES}")
+    if config.get("keep_by", KEEP_BY[0]) not in KEEP_BY:
+        raise _unsupported("keep_by", config["keep_by"], KEEP_BY)
+    if keep is not None and config["merge"] != "flat":
+        raise _unsupported("keep_tokens", keep, "None with this merge")
     text = dict(config.get("text_config") or {})
     rope = text.get("rope_parameters")
     if isinstance(rope, dict) and "rope_theta" in rope:

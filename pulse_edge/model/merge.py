@@ -5,7 +5,8 @@ Source of the method: ``prepare_inputs_labels_for_multimodal`` and ``unpad_image
 of every view, padding included. LLaVA-1.6 merges ``spatial_unpad``: the tiles are laid out as the page,
 rows and columns that only hold padding are dropped, and every row ends with a learned newline.
 
-Both are a choice of rows, computed here once for numpy and torch alike.
+Both are a choice of rows, computed here once for numpy and torch alike. A model with ``keep_tokens`` chooses
+in its vision graph already (:mod:`.ink`): what comes out of it is ``kept`` whole, whatever the picture.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from pulse_edge.model.preprocess import geometry
 
 Merge = Literal["flat", "spatial_unpad"]
 MERGES: Final[tuple[Merge, ...]] = ("flat", "spatial_unpad")
+KEEP_BY: Final = ("ink", "uniform")
+KEPT: Final = "kept"  # what a bundle's manifest says in their place where the graph has chosen
 
 
 def merge_features(
@@ -28,14 +31,16 @@ def merge_features(
     image_size: tuple[int, int],
     merge: str,
     newline: NDArray[np.float32] | None = None,
+    views: int | None = None,
 ) -> NDArray[np.float32]:
     """Merge one picture's features.
 
     Args:
         features: [n, T, H], base view first.
         image_size: (width, height) of the picture in pixels.
-        merge: "flat" or "spatial_unpad".
+        merge: "flat", "spatial_unpad" or "kept".
         newline: [H], the learned end of a row; needed for "spatial_unpad".
+        views: how many of the ``n`` show the picture; those behind fill up a graph's static shape.
 
     Returns:
         [N, H].
@@ -44,6 +49,9 @@ def merge_features(
         ImageError: if ``n`` is not the number of views of a picture of this size.
         UserError: if the merge is unknown or lacks its newline.
     """
+    if merge == KEPT:
+        return features.reshape(-1, features.shape[-1])
+    features = features[:views]
     n, tokens, width = features.shape
     index = merge_index(n, tokens, image_size, merge)
     rows = features.reshape(n * tokens, width)

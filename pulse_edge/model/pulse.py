@@ -21,26 +21,32 @@ from transformers import (
 )
 
 import pulse_edge.model.tower  # noqa: F401 - registers the convolutional tower with transformers
-from pulse_edge.contract import GRID_PINPOINTS, IGNORE_ID, IMAGE_TOKEN_ID
+from pulse_edge.contract import GRID_PINPOINTS, IGNORE_ID, IMAGE_TOKEN_ID, MAX_TILES, exact_div
 from pulse_edge.errors import UserError
+from pulse_edge.model.ink import kept_tokens
 from pulse_edge.model.merge import merge_index
 
 
 class PulseConfig(LlavaNextConfig):
-    """LlavaNextConfig plus ``merge``.
+    """LlavaNextConfig plus ``merge``, ``keep_tokens`` and ``keep_by``.
 
     Args:
         merge: "flat" (PULSE-7B and its students) or "spatial_unpad" (LLaVA-1.6).
+        keep_tokens: visual tokens that are kept of every page; a multiple of five, for five tiles. None
+            keeps all.
+        keep_by: which: one of ``model.merge.KEEP_BY``.
         kwargs: of LlavaNextConfig.
     """
 
     model_type = "pulse"
 
-    def __init__(self, merge: str = "flat", **kwargs: Any) -> None:
+    def __init__(
+        self, merge: str = "flat", keep_tokens: int | None = None, keep_by: str = "ink", **kwargs: Any
+    ) -> None:
         kwargs.setdefault("image_token_index", IMAGE_TOKEN_ID)
         kwargs.setdefault("image_grid_pinpoints", [list(size) for size in GRID_PINPOINTS])
         super().__init__(**kwargs)
-        self.merge = merge
+        self.merge, self.keep_tokens, self.keep_by = merge, keep_tokens, keep_by
 
 
 class PulseForConditionalGeneration(LlavaNextForConditionalGeneration):
@@ -53,15 +59,32 @@ class PulseForConditionalGeneration(LlavaNextForConditionalGeneration):
     config_class = PulseConfig
     config: PulseConfig
 
-    def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """Run tower and projector on tiles: float [n, 3, 336, 336] -> [n, T, H], nothing merged."""
-        tower = self.model.vision_tower
+    def encode_images(self, pixel_values: Tensor, every: bool = False) -> Tensor:
+        """Run tower and projector on tiles: float [n, 3, 336, 336] -> [n, T, H], nothing merged.
+
+        With ``keep_tokens``, unless ``every`` token is asked for: [5, keep_tokens / 5, H], whatever ``n``.
+        """
+        tower, keep = self.model.vision_tower, None if every else self.config.keep_tokens
+        if keep is not None:  # the tiles that a narrow page lacks are zeros, and have no ink
+            missing = MAX_TILES - len(pixel_values)
+            pixel_values = nn.functional.pad(pixel_values, (0,) * 7 + (missing,))
         hidden = tower(pixel_values.to(tower.dtype), output_hidden_states=True).hidden_states
         features = hidden[self.config.vision_feature_layer]
         if self.config.vision_feature_select_strategy == "default":
             features = features[:, 1:]  # the class token
+        if keep is not None:
+            index = kept_tokens(pixel_values, features.shape[1], keep, self.config.keep_by)
+            features = features.flatten(0, 1).index_select(0, index)
+            features = features.unflatten(0, (MAX_TILES, exact_div(keep, MAX_TILES)))
         projected: Tensor = self.model.multi_modal_projector(features)
         return projected
+
+    def choose_tokens(self, pixel_values: Tensor, rows: Tensor) -> Tensor:
+        """Keep the rows [5 T, H] of a page's five tiles that the model keeps: [N, H]."""
+        config = self.config
+        if config.keep_tokens is None:
+            return rows
+        return rows[kept_tokens(pixel_values, len(rows) // MAX_TILES, config.keep_tokens, config.keep_by)]
 
     def merge_images(self, features: Tensor, image_size: tuple[int, int]) -> Tensor:
         """Merge the features [n, T, H] of one picture of (width, height) pixels into [N, H].
@@ -71,6 +94,8 @@ class PulseForConditionalGeneration(LlavaNextForConditionalGeneration):
             UserError: if the configuration's merge is unknown.
         """
         n, tokens, width = features.shape
+        if self.config.keep_tokens is not None:
+            return features.reshape(n * tokens, width)
         index = merge_index(n, tokens, image_size, self.config.merge)
         rows = features.reshape(n * tokens, width)
         if self.config.merge == "flat":

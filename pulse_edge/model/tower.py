@@ -30,6 +30,8 @@ class PulseConvVisionConfig(PretrainedConfig):
         image_size: side of the square tile in pixels.
         context_layers: transformer layers over all tokens of a page.
         context_heads: of their attention.
+        inner: channels inside the residual blocks of each stage; as outside by default, fewer once pruned.
+        context_mlp: width inside the context layers; twice the last of ``widths`` by default.
     """
 
     model_type = "pulse_conv"
@@ -43,11 +45,15 @@ class PulseConvVisionConfig(PretrainedConfig):
         image_size: int = TILE_SIZE,
         context_layers: int = 0,
         context_heads: int = 6,
+        inner: tuple[int, ...] | None = None,
+        context_mlp: int | None = None,
         **kwargs: Any,
     ) -> None:
         self.widths, self.strides, self.depths = tuple(widths), tuple(strides), tuple(depths)
         self.image_size = image_size
         self.context_layers, self.context_heads = context_layers, context_heads
+        self.inner = self.widths if inner is None else tuple(inner)
+        self.context_mlp = 2 * self.widths[-1] if context_mlp is None else context_mlp
         pitch = 1
         for stride in self.strides:
             pitch *= stride
@@ -62,11 +68,11 @@ class PulseConvVisionConfig(PretrainedConfig):
 
 
 class _Residual(nn.Module):
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(width, inner, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, width, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -74,12 +80,12 @@ class _Residual(nn.Module):
 
 
 class _Stage(nn.Module):
-    def __init__(self, width_in: int, width: int, stride: int, depth: int, stem: bool) -> None:
+    def __init__(self, width_in: int, width: int, inner: int, stride: int, depth: int, stem: bool) -> None:
         super().__init__()
         kernel, padding = (stride, 0) if stem else (3, 1 if stride < 3 else 0)
         self.down = nn.Conv2d(width_in, width, kernel, stride, padding, bias=False)
         self.norm = nn.BatchNorm2d(width)
-        self.blocks = nn.ModuleList(_Residual(width) for _ in range(depth))
+        self.blocks = nn.ModuleList(_Residual(width, inner) for _ in range(depth))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = nn.functional.gelu(self.norm(self.down(x)))
@@ -91,13 +97,13 @@ class _Stage(nn.Module):
 class _Context(nn.Module):
     """A pre-norm transformer layer (Xiong et al., 2020) over the tokens of a page, [B, N, C]."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, mlp: int) -> None:
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.mix = nn.Linear(width, width)
-        self.expand, self.shrink = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.expand, self.shrink = nn.Linear(width, mlp), nn.Linear(mlp, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, tokens, width = x.shape
@@ -126,14 +132,15 @@ class PulseConvVisionModel(PreTrainedModel):
         super().__init__(config)
         widths_in = (3, *config.widths[:-1])
         self.stages = nn.ModuleList(
-            _Stage(width_in, width, stride, depth, stem=i == 0)
-            for i, (width_in, width, stride, depth) in enumerate(
-                zip(widths_in, config.widths, config.strides, config.depths, strict=True)
+            _Stage(*sizes, stem=i == 0)
+            for i, sizes in enumerate(
+                zip(widths_in, config.widths, config.inner, config.strides, config.depths, strict=True)
             )
         )
         self.position = nn.Parameter(torch.zeros(MAX_TILES, config.tokens_per_tile, config.hidden_size))
         self.context = nn.ModuleList(
-            _Context(config.hidden_size, config.context_heads) for _ in range(config.context_layers)
+            _Context(config.hidden_size, config.context_heads, config.context_mlp)
+            for _ in range(config.context_layers)
         )
         self.post_init()
 

@@ -125,7 +125,7 @@ def rectify(image: NDArray[np.uint8], px_per_mm: float = PX_PER_MM) -> Rectified
     page = np.ascontiguousarray(np.rot90(page, turns))
     clock.lap("orientation")
     nodes, strength = np.rot90(lattice.mesh, turns), np.rot90(lattice.strength, turns)
-    scale, rotation = _pose(nodes, image.shape)
+    scale, rotation = pose(nodes, image.shape)
     rows, columns = np.indices(nodes.shape[:2], dtype=np.float64) * STEP_MM
     return Rectified(
         page=page,
@@ -195,7 +195,12 @@ def _trim(lattice: Lattice, shape: tuple[int, ...]) -> Lattice:
     return Lattice(lattice.mesh[rows, columns], strength[rows, columns], lattice.residual_mm, lattice.major)
 
 
-def _pose(mesh: Floats, shape: tuple[int, ...]) -> tuple[tuple[float, float], float]:
+def found_grid(seed: float, seen: float) -> bool:
+    """Whether a search of that score and a mesh that sees the grid at so many nodes are a grid."""
+    return seed >= _LEAST_SEED and seen >= _LEAST_NODES
+
+
+def pose(mesh: Floats, shape: tuple[int, ...]) -> tuple[tuple[float, float], float]:
     """Scale along the paper's x and y and the clockwise angle of its x, where the picture's centre is."""
     centre = (np.array([shape[1], shape[0]]) - 1) / 2
     row, column = np.unravel_index(int(np.hypot(*np.moveaxis(mesh - centre, -1, 0)).argmin()), mesh.shape[:2])

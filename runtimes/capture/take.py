@@ -74,16 +74,24 @@ class Taken:
 def take(image: NDArray[np.uint8]) -> Taken:
     """Rectify and grade a picture, uint8 [H, W, 3], RGB."""
     start = time.perf_counter()
-    if min(image.shape[:2]) < _LEAST_SIDE:
-        grow = _LEAST_SIDE / min(image.shape[:2])
-        size = (
-            max(_LEAST_SIDE, round(image.shape[1] * grow)),
-            max(_LEAST_SIDE, round(image.shape[0] * grow)),
-        )
-        large = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), np.uint8)
-        scale = (image.shape[1] / size[0], image.shape[0] / size[1])
-        return _graded(large, scale, start)
-    return _graded(image, (1.0, 1.0), start)
+    return _graded(*enlarged(image), start)
+
+
+def enlarged(image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], tuple[float, float]]:
+    """Enlarge a picture of a few pixels, so that it is refused in the usual way.
+
+    Returns:
+        uint8 [H, W, 3], no side below 64, and pixels of the picture for each of its, across and down.
+    """
+    if min(image.shape[:2]) >= _LEAST_SIDE:
+        return image, (1.0, 1.0)
+    grow = _LEAST_SIDE / min(image.shape[:2])
+    size = (
+        max(_LEAST_SIDE, round(image.shape[1] * grow)),
+        max(_LEAST_SIDE, round(image.shape[0] * grow)),
+    )
+    large = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), np.uint8)
+    return large, (image.shape[1] / size[0], image.shape[0] / size[1])
 
 
 def take_file(path: str | PathLike[str]) -> Taken:

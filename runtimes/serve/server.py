@@ -21,6 +21,9 @@ from pulse_edge.runtimes.serve.settings import DRAIN_S, Settings
 
 _MOST_CONNECTIONS: Final = 512  # beyond, uvicorn answers 503 at once
 _BACKLOG: Final = 256
+_IDLE_S: Final = (
+    75  # longer than clients keep a connection: who closes first must not be us, or a request is lost
+)
 
 
 class _Server(uvicorn.Server):
@@ -71,6 +74,7 @@ def serve(
             server_header=False,
             proxy_headers=False,
             limit_concurrency=_MOST_CONNECTIONS,
+            timeout_keep_alive=_IDLE_S,
             timeout_graceful_shutdown=round(DRAIN_S) + 4,
             backlog=_BACKLOG,
             ssl_certfile=None if tls is None else str(tls[0]),

@@ -225,7 +225,9 @@ def kit(tiny, tmp_path):
     contents = {f"bundle/{name}": path for name, path in list_files(tiny)}
     made_for = {"machine": "aarch64", "glibc": "2.35", "python": "3.10"}
     with (tmp_path / "kit.tar").open("wb") as stream:
-        packer._pack(stream, packer._texts(read_manifest(tiny), contents, made_for, None), contents)
+        packer._pack(
+            stream, packer._texts(read_manifest(tiny), "pulse-edge", contents, made_for, None), contents
+        )
     return tmp_path / "kit.tar"
 
 

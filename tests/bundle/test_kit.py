@@ -32,7 +32,9 @@ def wheel(folder: Path, name: str, version: str, tag: str = "py3-none-any", requ
     stem = f"{name.replace('-', '_')}-{version}"
     info = f"{stem}.dist-info"
     metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-    metadata += "".join(f"Requires-Dist: {r}\n" for r in requires) + "Provides-Extra: jetson\n"
+    metadata += (
+        "".join(f"Requires-Dist: {r}\n" for r in requires) + "Provides-Extra: jetson\nProvides-Extra: serve\n"
+    )
     members = {
         **dict(files),
         f"{info}/METADATA": metadata,
@@ -69,6 +71,10 @@ def wheels(tmp_path) -> Path:
 def names(path):
     with tarfile.open(path) as tar:
         return tar.getnames()
+
+
+def names_of(wheels):
+    return {name.partition("-")[0] for name in wheels}
 
 
 def test_a_kit_holds_bundle_wheels_script_and_hashes(tiny, wheels, tmp_path) -> None:
@@ -113,6 +119,23 @@ def test_a_jetson_gets_cuda_python_too(make_bundle, wheels, tmp_path) -> None:
     assert "kit_cuda-13-py3-none-any.whl" in kit["wheels"]
     kit = make_kit(bundle, tmp_path / "kit.tar", wheels, also=["kit-cuda<13"])
     assert "kit_cuda-12-py3-none-any.whl" in kit["wheels"]
+
+
+def test_a_cart_gets_the_service_too(make_bundle, wheels, tmp_path) -> None:
+    stem = f"pulse_edge-{pulse_edge.__version__}"
+    needs = ["kit-cuda ; extra == 'jetson'", "kit-http ; extra == 'serve'"]
+    wheel(wheels, "pulse-edge", pulse_edge.__version__, requires=needs)
+    wheel(wheels, "kit-cuda", "12")
+    bundle = make_bundle(target="jetson")
+    with pytest.raises(UserError, match="kit-http"):
+        make_kit(bundle, tmp_path / "kit.tar", wheels, service=True)
+    wheel(wheels, "kit-http", "1")
+    held = names_of(make_kit(bundle, tmp_path / "kit.tar", wheels, service=True)["wheels"])
+    assert {"kit_cuda", "kit_http", stem.partition("-")[0]} <= held
+    assert not [name for name in names(tmp_path / "kit.tar") if "/." in name or "__pycache__" in name]
+    assert {"deploy/pulse-edge.service", "deploy/Dockerfile.x86"} <= set(names(tmp_path / "kit.tar"))
+    assert not {"kit_http"} & names_of(make_kit(bundle, tmp_path / "plain.tar", wheels)["wheels"])
+    assert not [name for name in names(tmp_path / "plain.tar") if name.startswith("deploy/")]
 
 
 def test_machine_and_python_choose_the_wheels(tiny, wheels, tmp_path) -> None:
@@ -179,6 +202,15 @@ def test_engines_stay_on_the_machine_they_were_built_on(tiny, wheels, tmp_path) 
     assert not (tmp_path / "device" / "current" / "engines").exists()
 
 
+def upgrade(wheels, bundle, place, machine, python) -> None:
+    """Replace an unpacked kit by one whose software has other bytes."""
+    wheel(wheels, "kit-pure", "2")
+    make_kit(bundle, place.parent / "new.tar", wheels, machine=machine, python=python)
+    shutil.rmtree(place)
+    place.mkdir()
+    subprocess.run(["tar", "xf", place.parent / "new.tar", "-C", place], check=True)
+
+
 def test_the_script_installs_without_a_network(tiny, wheels, tmp_path) -> None:
     """install.sh runs for real: a virtual environment, pip without index, and the command at the end."""
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -200,7 +232,27 @@ def test_the_script_installs_without_a_network(tiny, wheels, tmp_path) -> None:
 
     done = run()
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0] == f"installed bundle install . --into {tmp_path / 'device'}"
+    assert done.stdout.splitlines()[0] == f"installed bundle install {place} --into {tmp_path / 'device'}"
+    link = tmp_path / "device" / "venv"
+    first = os.readlink(link)
+    assert subprocess.run([link / "bin" / "pulse-edge", "x"], check=True, capture_output=True).stdout == (
+        b"installed x\n"
+    )
+    (link / "mark").touch()
+    assert run().returncode == 0  # the same software again: its environment stays
+    assert (link / "mark").exists()
+    refused = subprocess.run(
+        ["sh", place / "install.sh", tmp_path / "device", "--service"],
+        capture_output=True,
+        text=True,
+        env=env,
+    )
+    assert refused.returncode == 2
+    assert "made without --service" in refused.stderr
+    upgrade(wheels, tiny, place, machine, python)
+    assert run().returncode == 0
+    assert os.readlink(link) != first  # new software in an environment of its own, and the old one is kept
+    assert (tmp_path / "device" / first / "bin" / "pulse-edge").exists()
     fake = tmp_path / "python2.0"
     fake.write_text("#!/bin/sh\nexit 1\n")
     fake.chmod(0o755)

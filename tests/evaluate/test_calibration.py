@@ -289,11 +289,12 @@ def test_a_training_ends_with_a_calibration_where_there_are_patients_for_one(
     own = shutil.copytree(small_checkpoint, tmp_path / "own")
     assert calibrate_trained(own, tmp_path / "labels.csv") is None
     assert read_card(own)["calibration"] is None
-    monkeypatch.setattr(calibration_fit, "MIN_PATIENTS", 6)
+    monkeypatch.setattr(calibration_fit, "MIN_PATIENTS", 3)
     found = calibrate_trained(own, tmp_path / "labels.csv")
-    assert found["fit"]["n"] == table["validation"]
-    again = commands.calibrate(str(own), tmp_path / "labels.csv")["calibration"]
-    assert found == again  # the same patients, the same pages
+    # Trainings leave out a signal that stands under two patients: three of the six records do not.
+    assert (found["fit"]["n"], found["fit"]["patients"]) == (3, 3)
+    assert read_card(own)["calibration"] == json.loads(json.dumps(found))
+    assert load(own).calibration is not None
 
 
 def test_calibrate_refuses_what_it_cannot_do(own_bundle, small_checkpoint, table, tmp_path) -> None:

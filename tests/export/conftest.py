@@ -213,13 +213,17 @@ def run() -> Callable[[Path], Step]:
         options.intra_op_num_threads = 1
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        caches = [entry for entry in session.get_inputs() if entry.name != "inputs_embeds"]
+        caches = [entry for entry in session.get_inputs() if entry.name.startswith("past_key_values.")]
+        counted = any(entry.name == "total_sequence_length" for entry in session.get_inputs())
         kind = np.float16 if "16" in caches[0].type else np.float32
         empty = {c.name: np.zeros([d if isinstance(d, int) else 0 for d in c.shape], kind) for c in caches}
         outputs = ["logits", *(name.replace("past_key_values", "present") for name in empty)]
 
         def step(embeds: np.ndarray, past: Mapping[str, np.ndarray] | None = None) -> Any:
             feed = {"inputs_embeds": embeds.astype(np.float32), **(empty if past is None else past)}
+            if counted:
+                length = embeds.shape[1] + feed["past_key_values.0.key"].shape[2]
+                feed["total_sequence_length"] = np.array([length], np.int32)
             logits, *present = session.run(outputs, feed)
             return logits[0], dict(zip(empty, present, strict=True))
 

@@ -43,7 +43,8 @@ def test_a_bundle_is_complete_and_says_what_is_in_it(bundle, target, precision, 
     assert verify_bundle(folder) == []
     manifest = read_manifest(folder)
     kept = [f"layers.{i}.mlp.down_proj" for i in range(2)] if precision == "int4" else []
-    assert manifest["precision"] == {**types, "decoder_kept_fp16": kept, "decoder_profile": "trt"}
+    profile = "ort" if target == "onnx" else "trt"
+    assert manifest["precision"] == {**types, "decoder_kept_fp16": kept, "decoder_profile": profile}
     assert manifest["model"]["name"] == "student"
     assert manifest["target"] == target
     assert manifest["accuracy"][0]["stage"] == "student"

@@ -11,13 +11,13 @@ import pytest
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from pulse_edge.errors import CheckpointError
+from pulse_edge.errors import CheckpointError, UserError
 from pulse_edge.export.shape import decoder_shape, rotary_tables
 from pulse_edge.export.weights import precision
 from pulse_edge.model.reference import cache_argument
 
 FP32, FP16 = precision("fp32", "onnx"), precision("fp16", "jetson")
-ORT = precision("fp32", "onnx", "ort")
+FUSED, ORT = precision("fp32", "onnx", "trt10.15"), precision("fp32", "onnx", "ort")
 SMALL = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 128, "max_position_embeddings": 64, "initializer_range": 0.15,
@@ -57,11 +57,15 @@ def read(model, embeds, cache):
         )
 
 
-@pytest.mark.parametrize("how", [FP32, ORT], ids=["trt", "ort"])
+@pytest.mark.parametrize("how", [FP32, FUSED, ORT], ids=["trt", "trt10.15", "ort"])
 @pytest.mark.parametrize("member", FAMILY)
 def test_prefill_and_sixteen_steps_equal_transformers(member, how, tmp_path, run, weights_of, write_decoder):
     kind, config = FAMILY[member]
     model = build(kind, config)
+    if how is ORT and decoder_shape(config).head_dim % 16:
+        with pytest.raises(UserError, match=r"heads are 8 wide.*--profile trt"):
+            write_decoder(tmp_path / "decoder.onnx", decoder_shape(config), weights_of(model), how)
+        return
     write_decoder(tmp_path / "decoder.onnx", decoder_shape(config), weights_of(model), how)
     step = run(tmp_path / "decoder.onnx")
     rng = np.random.default_rng(2)

@@ -44,7 +44,7 @@ def checkpoint(tmp_path_factory):
         "import sys; sys.path.insert(0, 'benchmarks'); import make_checkpoint as m;"
         "m.SIZES['7b'].update(hidden_size=2048, intermediate_size=5632, num_hidden_layers=1, "
         "num_attention_heads=16, num_key_value_heads=16, shard=3e8);"
-        "m.VOCABULARY = 4000; m.VISION_LAYERS = 14;"
+        "m.VOCABULARY = 4000; m.CLIP['layers'] = 14;"
         f"sys.argv = ['make_checkpoint', {str(folder)!r}]; m.main()"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)

@@ -245,6 +245,8 @@ def test_integers_of_a_checkpoint_are_exported_as_they_are(
     assert manifest["precision"]["decoder"] == f"int{bits}"
     assert manifest["model"]["weight_types"][f"INT{bits}"] == len(given) == 14
     arrays = stored(tmp_path / "out/decoder.onnx")
+    if target == "onnx":
+        arrays = dict(unpacked(arrays, bits, given))
     for name, weight in given.items():
         np.testing.assert_array_equal(arrays[f"{name}.integers"], weight.integers.T)
         np.testing.assert_array_equal(arrays[f"{name}.scale"].reshape(weight.scale.T.shape), weight.scale.T)
@@ -252,7 +254,29 @@ def test_integers_of_a_checkpoint_are_exported_as_they_are(
             np.testing.assert_array_equal(arrays[f"{name}.zero"], weight.zero.T)
     ours, theirs = OnnxBackend(tmp_path / "out", manifest, 1), TorchBackend(load_model(checkpoint, "float32"))
     a, b = theirs.prefill(None, [1, 5, 9]), ours.prefill(None, [1, 5, 9])
-    assert np.abs(a - b).max() < 5e-3 * np.ptp(a)
+    # behind integers, the profile ort rounds activations to 8 bits too
+    assert np.abs(a - b).max() < (2e-2 if target == "onnx" else 5e-3) * np.ptp(a)
+
+
+def unpacked(arrays, bits, given):
+    """What the profile ort holds, in the names and the layout of the others."""
+    for name, array in arrays.items():
+        stem, _, part = name.rpartition(".")
+        if part not in ("integers", "scale", "zero") or stem == "logits":
+            continue
+        if array.dtype == np.uint8:
+            flat = array.reshape(len(array), -1)
+            if bits == 4:
+                flat = np.stack([flat & 15, flat >> 4], axis=2).reshape(len(flat), -1)
+            array = flat.astype(np.int16) - (8 if bits == 4 else 128)
+        base, last = stem.rsplit(".", 1)
+        names = [stem] if last != "qkv_proj" else [f"{base}.{p}_proj" for p in "qkv"]
+        start = 0
+        for each in names:
+            rows, blocks = given[each].integers.shape[0], given[each].scale.shape[1]
+            piece = array[start : start + rows]
+            yield f"{each}.{part}", (piece[:, :blocks] if part == "zero" else piece).T
+            start += rows
 
 
 def test_integers_are_not_rounded_again_and_tensorrts_rules_hold_for_them(clip_checkpoint, tmp_path) -> None:

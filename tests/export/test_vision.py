@@ -10,6 +10,8 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from pulse_edge.export.graphs import write_vision
+from pulse_edge.export.onnx_writer import check_graph
+from pulse_edge.export.vision import ClipShape, plan_vision
 from pulse_edge.model.pulse import PulseConfig, PulseForConditionalGeneration
 
 
@@ -72,6 +74,23 @@ def test_equals_torch(clip, student, vision, tiles, tower, half, bound):
     assert ours.dtype == np.float32
     assert expected.shape == {"clip": (5, 36, 32), "conv": (5, 49, 64)}[tower]
     assert np.abs(ours - expected).max() < bound * np.ptp(expected)
+
+
+def test_products_of_8_bits_stay_near(clip, in_memory, tiles, tmp_path):
+    """The profile ort rounds weights by the column and activations by the token, nothing else."""
+    shape = ClipShape.read(clip.config.to_dict())
+    writer = plan_vision(tmp_path / "vision.onnx", shape, in_memory(clip.state_dict()), False, integers=True)
+    writer.fill()
+    check_graph(tmp_path / "vision.onnx")
+    kinds = [
+        node.op_type for node in onnx.load(str(tmp_path / "vision.onnx"), load_external_data=False).graph.node
+    ]
+    assert kinds.count("MatMulIntegerToFloat") == 6
+    assert kinds.count("QuantizeLinear") == 4  # queries, keys and values share one
+    with torch.inference_mode():
+        expected = clip.encode_images(torch.from_numpy(tiles)).numpy()
+    gap = np.abs(features(tmp_path / "vision.onnx", tiles) - expected)
+    assert 0 < gap.max() < 0.03 * np.ptp(expected)
 
 
 @pytest.mark.parametrize("tower", ["clip", "conv"])

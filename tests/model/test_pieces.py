@@ -16,7 +16,7 @@ from pulse_edge import commands
 from pulse_edge.errors import CheckpointError
 from pulse_edge.model import packed
 from pulse_edge.model.checkpoint import load_model
-from pulse_edge.model.packed import PackedLinear
+from pulse_edge.model.packed_linear import PackedLinear
 from pulse_edge.model.pieces import Pieces
 
 

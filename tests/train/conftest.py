@@ -37,6 +37,7 @@ RECIPE = {
     "train": {
         stage: {
             "pages": 12,
+            "photos": 0.35,
             "batch": 3,
             "learning_rate": 0.002,
             "weight_decay": 0.01,

@@ -10,13 +10,15 @@ import torch
 from pulse_edge.contract import EOS_ID, IGNORE_ID
 from pulse_edge.ecg import instruct
 from pulse_edge.ecg.split import SPLITS
+from pulse_edge.model.packed import normalize, segment_positions
+from pulse_edge.model.packing import pack
 from pulse_edge.model.prompt import build_prompt, encode_prompt
 from pulse_edge.model.reference import TorchBackend
 from pulse_edge.model.tokenizer import Tokenizer
 from pulse_edge.train.build import build_model
-from pulse_edge.train.dataset import DefaultPages, PageDataset, collate, pack
+from pulse_edge.train.dataset import DefaultPages, PageDataset, collate
 from pulse_edge.train.examples import fit_beat_basis, read_examples
-from pulse_edge.train.objective import TrainingObjective, normalize, segment_positions
+from pulse_edge.train.objective import TrainingObjective
 from pulse_edge.train.recipe import read_recipe
 from pulse_edge.train.tokenizer import train_tokenizer
 from pulse_edge.train.trainer import answer_ids
@@ -120,6 +122,40 @@ def test_packed_questions_are_answered_as_single_ones(
             logits = backend.prefill(image, ids)
             assert packed[row, k] == pytest.approx(float(logits[yes] - logits[no]), abs=2e-5)
     assert np.ptp(packed) > 1e-3
+
+
+def test_tuning_takes_the_superclass_from_the_soft_target_alone(
+    labels_csv: Path, tiny_recipe: Path, tokenizer: Tokenizer
+) -> None:
+    examples, _ = read_examples(labels_csv, ("train",))
+    torch.manual_seed(0)
+    objective = TrainingObjective(
+        build_model(read_recipe(tiny_recipe).model, tokenizer.vocab_size), 12, answer_ids(tokenizer)
+    )
+    data = PageDataset(examples, tokenizer, fit_beat_basis(examples), 49, 6, photos=1.0, dense=False)
+    batch = collate([data[k] for k in (0, 1)])
+    assert "beats" not in batch
+    objective.set_stage("tune")
+    objective.eval()
+    loss = objective(**batch)["loss"].item()
+    told = batch["closed"] + 1
+    other = batch | {"labels": batch["labels"].scatter(1, told, 5)}
+    assert objective(**other)["loss"].item() == pytest.approx(loss, abs=1e-6)
+    softer = batch | {"diagnoses": batch["diagnoses"] * 0 + 0.5}
+    assert abs(objective(**softer)["loss"].item() - loss) > 1e-4
+    trained = {name.split(".")[0] for name, p in objective.named_parameters() if p.requires_grad}
+    assert trained == {"model"}
+    objective.set_stage("speak")
+    objective.eval()
+    assert abs(objective(**other)["loss"].item() - objective(**batch)["loss"].item()) > 1e-4
+
+
+def test_a_validation_photo_is_the_same_every_time(labels_csv: Path, tokenizer: Tokenizer) -> None:
+    examples, _ = read_examples(labels_csv, ("validation",))
+    clean, photo, again = (DefaultPages(examples, tokenizer, 49, photos) for photos in (False, True, True))
+    assert np.array_equal(photo[1]["tiles"], again[1]["tiles"])
+    assert not np.array_equal(photo[1]["tiles"], clean[1]["tiles"])
+    assert np.array_equal(photo[1]["closed"], clean[1]["closed"])
 
 
 def test_positions_continue_behind_the_prefix() -> None:

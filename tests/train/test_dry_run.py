@@ -133,5 +133,3 @@ def test_what_cannot_be_planned_is_refused() -> None:
         commands.train("pulse-7b", dry_run=True, gpus=0)
     with pytest.raises(UserError, match="cannot be divided"):
         commands.train("pulse-7b", dry_run=True, gpus=48)
-    with pytest.raises(UserError, match="not a recipe for supervised fine-tuning"):
-        commands.train("pulse-nano", dry_run=True)

@@ -16,6 +16,20 @@ def test_the_shipped_recipe_reads() -> None:
     assert set(recipe.train) == {"see", "speak"}
 
 
+def test_a_recipe_of_tuning_has_the_shape_that_it_tunes() -> None:
+    tune, whole = read_recipe("pulse-nano-tune"), read_recipe("pulse-nano")
+    assert list(tune.train) == ["tune"]
+    assert (tune.name, tune.model, tune.file) == (whole.name, whole.model, "pulse-nano-tune.yaml")
+
+
+def test_stages_come_in_their_order(tmp_path: Path, tiny_recipe: Path) -> None:
+    raw = yaml.safe_load(tiny_recipe.read_text())
+    raw["train"] = {"tune": raw["train"]["see"], "speak": raw["train"]["speak"], "see": raw["train"]["see"]}
+    path = tmp_path / "turned.yaml"
+    path.write_text(yaml.safe_dump(raw, sort_keys=False))
+    assert list(read_recipe(path).train) == ["see", "speak", "tune"]
+
+
 def test_an_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'pulse-nano'"):
         read_recipe("pulse-nan")
@@ -48,7 +62,7 @@ def test_missing_parts_are_named(tmp_path: Path, tiny_recipe: Path) -> None:
     path = tmp_path / "wrong.yaml"
     for drop, said in (
         (("seed",), "seed"),
-        (("train", "speak"), "speak"),
+        (("train", "speak"), "see and speak"),
         (("train", "see", "batch"), "batch"),
     ):
         raw = copy.deepcopy(whole)

@@ -11,9 +11,9 @@ from pulse_edge.contract import IGNORE_ID
 from pulse_edge.ecg.leads import LEADS
 from pulse_edge.ecg.paper import PaperStyle, render
 from pulse_edge.ecg.record import read_record
+from pulse_edge.ecg.vary import draw_picture
 from pulse_edge.model.preprocess import tiles
 from pulse_edge.samples import SAMPLES
-from pulse_edge.train.augment import draw_picture
 from pulse_edge.train.dataset import quick_tiles
 from pulse_edge.train.traces import cell_traces
 

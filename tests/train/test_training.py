@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from pulse_edge import cli
 from pulse_edge.bundle import sha256_file
@@ -39,6 +40,28 @@ def test_both_stages_change_what_they_should(trained: Path) -> None:
     speak = torch.load(trained.with_name("tiny.training") / "speak" / "best.pt", weights_only=True)
     assert all(torch.equal(see[name], speak[name]) for name in see if "vision_tower" in name)
     assert not torch.equal(see["model.lm_head.weight"], speak["model.lm_head.weight"])
+
+
+def test_tuning_goes_on_from_a_model_and_changes_all_of_it(
+    trained: Path, labels_csv: Path, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    raw = yaml.safe_load(tiny_recipe.read_text())
+    raw["train"] = {"tune": raw["train"]["see"]}
+    recipe = tmp_path / "tune.yaml"
+    recipe.write_text(yaml.safe_dump(raw))
+    with pytest.raises(UserError, match=r"tune\.yaml tunes a model .* --init"):
+        run(recipe, labels_csv, tmp_path / "tuned", workers=0)
+    assert not list(tmp_path.glob("tuned*"))
+    result = run(recipe, labels_csv, tmp_path / "tuned", workers=0, init=str(trained))
+    assert [row["stage"] for row in result["history"]] == ["tune", "tune"]
+    for row in result["history"]:
+        assert row["score"] == (row["macro"] + row["photo_macro"]) / 2
+    card = read_card(tmp_path / "tuned")
+    assert card["recipe"].startswith("tune.yaml, seed 3, tune: 12 pages")
+    assert card["parent"]["sha256"] == sha256_file(trained / "model.safetensors")
+    one, two = weights(trained), weights(tmp_path / "tuned")
+    for part in ("vision_tower.stages.0", "vision_tower.context", "multi_modal_projector", "language_model"):
+        assert any(not torch.equal(one[name], two[name]) for name in one if part in name), part
 
 
 @pytest.mark.parametrize("stage", ["see", "speak"])

@@ -56,7 +56,7 @@ public actor BundleEngine<Package: ModelPackage>: Backend {
                 "The bundle merges \"\(manifest.merge)\", which this app does not know. Update PulseEdge.")
         }
         let row = newline.flatMap(Numpy.floats)
-        guard merge == .flat || row != nil else {
+        guard merge != .spatialUnpad || row != nil else {
             throw PulseEdgeError(
                 .bundle, "The merge \(merge.rawValue) needs image_newline.npy, which is missing or damaged.")
         }
@@ -86,7 +86,8 @@ public actor BundleEngine<Package: ModelPackage>: Backend {
             throw Self.unexpected("image_features")
         }
         let (tokens, width) = (features.shape[1], features.shape[2])
-        var rows = Array(values.prefix(tiles.views * tokens * width))
+        let views = merge == .kept ? Contract.maxTiles : tiles.views
+        var rows = Array(values.prefix(views * tokens * width))
         if let newline {
             guard newline.count == width else { throw Self.unexpected("image_newline.npy") }
             rows += newline

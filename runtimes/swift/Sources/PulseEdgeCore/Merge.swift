@@ -7,13 +7,15 @@ public enum Merge: String, Sendable {
     /// The tiles laid out as the page, without rows and columns that only hold padding; every row ends with a
     /// learned newline: LLaVA-1.6.
     case spatialUnpad = "spatial_unpad"
+    /// What the graph has chosen already, whatever the picture's tiles: a model with pruned visual tokens.
+    case kept
 
     /// Which row of the features each visual token takes.
     ///
     /// - Parameter tokens: of one tile, a square number for ``spatialUnpad``.
     /// - Returns: indices into the `views * tokens` rows; the row behind them is the newline.
     public func index(_ place: TileGeometry, tokens: Int) -> [Int] {
-        let all = place.views * tokens
+        let all = (self == .kept ? Contract.maxTiles : place.views) * tokens
         guard self == .spatialUnpad else { return Array(0..<all) }
         let side = Int(Double(tokens).squareRoot())
         let (rows, columns) = (place.rows * side, place.columns * side)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Final
 
 import cv2
 import numpy as np
@@ -19,6 +20,8 @@ from pulse_edge.ecg.paper import GRID_COLOURS, Page, PaperStyle
 from pulse_edge.ecg.photo import draw_photo_style, photograph
 from pulse_edge.ecg.record import Record
 
+PHOTOS: Final = 0.35  # share of pages that come as photos
+SEVEREST: Final = 1.4  # of photos; see photo_style.py
 # Page pixels (x, y), float64 [n] each, to those of the picture: float64 [n, 2].
 Places = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
 
@@ -70,23 +73,24 @@ def _header(rng: random.Random) -> tuple[str, ...]:
     return f"ID: {rng.randint(10**5, 10**8)}   Sex: {rng.choice('MF')}", f"{day} {rng.randint(0, 23):02d}:00"
 
 
-def draw_picture(page: Page, rng: random.Random) -> tuple[NDArray[np.uint8], Places]:
+def draw_picture(page: Page, rng: random.Random, photos: float = PHOTOS) -> tuple[NDArray[np.uint8], Places]:
     """Return how the page comes to the model: as it is, as a careless scan or as a phone's photo.
 
     Args:
         page: a rendered page.
         rng: draws the variation.
+        photos: share of photos; of the other pages, two in five are scans.
 
     Returns:
         The picture uint8 [H, W, 3], of the page's size, and where the page's pixels are on it.
     """
     kind = rng.random()
-    if kind < 0.4:
+    if kind < 0.6 * (1 - photos):
         return page.image, lambda x, y: np.stack([x, y], axis=1)
-    if kind < 0.65:
+    if kind < 1 - photos:
         image, warp = vary_picture(page.image, rng)
         return image, lambda x, y: cv2.perspectiveTransform(np.stack([x, y], axis=1)[None], warp)[0]
-    photo = photograph(page.image, page.px_per_mm, draw_photo_style(rng, rng.uniform(0.2, 1.2)))
+    photo = photograph(page.image, page.px_per_mm, draw_photo_style(rng, rng.uniform(0.2, SEVEREST)))
     return photo.image, lambda x, y: photo.to_photo((x + 0.5) / page.px_per_mm, (y + 0.5) / page.px_per_mm)
 
 
