@@ -8,7 +8,7 @@ import numpy as np
 
 from pulse_edge.contract import MAX_TILES, exact_div
 from pulse_edge.export.onnx_writer import GraphWriter
-from pulse_edge.model.ink import BLACK, CLOSING, DARKER, NEAR, uniform
+from pulse_edge.model.places import BLACK, CLOSING, DARKER, NEAR, uniform
 
 
 def choose_rows(

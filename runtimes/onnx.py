@@ -20,6 +20,7 @@ from pulse_edge.runtimes.cache import PROMPT, GrowingCache, SharedCache, open_ca
 # Longer prompts are read in pieces: the attention scores of one piece at a time are in memory.
 _FLASH: Final = "ORT_GQA_DISABLE_FLASH_ATTENTION"
 PIECE: Final = 1024
+_FLOATS: Final[dict[str, type[np.floating[Any]]]] = {"fp16": np.float16, "fp32": np.float32}
 
 
 class OnnxBackend:
@@ -38,7 +39,17 @@ class OnnxBackend:
 
     def __init__(self, folder: Path, manifest: dict[str, Any], threads: int | None = None) -> None:
         graphs = manifest["graphs"]
-        self._table = _map_table(folder / graphs["embed"]["file"], graphs["embed"], manifest["precision"])
+        self._table: NDArray[np.floating[Any]] | LookUp
+        file, width = (
+            folder / graphs["embed"]["file"],
+            graphs["embed"]["outputs"]["inputs_embeds"]["shape"][2],
+        )
+        kind = _FLOATS.get(manifest["precision"]["embed"])
+        if kind is None:
+            size = graphs["decoder"]["outputs"]["logits"]["shape"][1]
+            self._table = LookUp(_open(file, threads), (size, width))
+        else:
+            self._table = _map_table(file, width, kind)
         self._vision, decoder = (
             _open(folder / graphs[role]["file"], threads) for role in ("vision", "decoder")
         )
@@ -131,13 +142,30 @@ class OnnxBackend:
         return logits
 
 
-def _map_table(path: Path, graph: dict[str, Any], precision: dict[str, str]) -> NDArray[np.floating[Any]]:
+class LookUp:
+    """An embedding table of integers: its graph looks the rows up.
+
+    Args:
+        session: of ``embed.onnx``.
+        shape: tokens, and the width of a row.
+    """
+
+    def __init__(self, session: Any, shape: tuple[int, int]) -> None:
+        self._session, self.shape = session, shape
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        rows: NDArray[np.float32] = self._session.run(None, {"input_ids": ids[None]})[0][0]
+        return rows
+
+
+def _map_table(path: Path, width: int, kind: type[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     """Map the embedding table [V, H] from the data of its graph, which is the table and nothing else."""
-    width = graph["outputs"]["inputs_embeds"]["shape"][2]
-    kind = np.dtype(np.float16 if precision["embed"] == "fp16" else np.float32)
     data = path.with_name(path.name + ".data")
     size = data.stat().st_size if data.is_file() else 0
-    if not size or size % (width * kind.itemsize):
+    if not size or size % (width * np.dtype(kind).itemsize):
         raise BundleError(f"{data} is not a table of rows of {width} values. Export the bundle again.")
     return np.memmap(data, kind, "r").reshape(-1, width)
 

@@ -9,17 +9,12 @@ every runtime, whatever its arithmetic, keeps the same tokens. Their number is f
 from __future__ import annotations
 
 import math
-from typing import Final
 
 import torch
 from torch import Tensor, nn
 
-from pulse_edge.contract import IMAGE_MEAN, IMAGE_STD, exact_div
-
-NEAR: Final = 7  # pixels around one, wider than a trace
-DARKER: Final = 40.5 / 255 / IMAGE_STD[0]  # grey levels, in CLIP's units
-BLACK: Final = (10.5 / 255 - IMAGE_MEAN[0]) / IMAGE_STD[0]
-CLOSING: Final = 5  # pixels; no trace is as wide, padding is
+from pulse_edge.contract import exact_div
+from pulse_edge.model.places import BLACK, CLOSING, DARKER, NEAR, uniform
 
 
 def ink(pixels: Tensor, tokens: int, kind: torch.dtype = torch.float32) -> Tensor:
@@ -41,13 +36,6 @@ def ink(pixels: Tensor, tokens: int, kind: torch.dtype = torch.float32) -> Tenso
     dark = (paper - red > DARKER).float() * (closed > BLACK).float()
     patch = exact_div(pixels.shape[-1], side)
     return dark.reshape(-1, side, patch, side, patch).to(kind).sum((2, 4), dtype=kind).reshape(-1)
-
-
-def uniform(count: int, keep: int) -> list[int]:
-    """Return ``keep`` of ``count`` places at even distances, the first and the last among them."""
-    if keep == 1:
-        return [0]
-    return [(2 * k * (count - 1) + keep - 1) // (2 * (keep - 1)) for k in range(keep)]
 
 
 def kept_tokens(pixels: Tensor, tokens: int, keep: int, by: str, kind: torch.dtype = torch.float32) -> Tensor:

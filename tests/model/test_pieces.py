@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 import pulse_edge
 from pulse_edge import commands
 from pulse_edge.errors import CheckpointError
-from pulse_edge.model import packed
+from pulse_edge.model import packed_linear
 from pulse_edge.model.checkpoint import load_model
 from pulse_edge.model.packed_linear import PackedLinear
 from pulse_edge.model.pieces import Pieces
@@ -34,7 +34,7 @@ def quantised(request, small_checkpoint: Path, tmp_path_factory: pytest.TempPath
 def test_packed_layers_answer_as_dense_ones(quantised, monkeypatch) -> None:
     page = np.random.default_rng(0).integers(0, 256, (200, 260, 3), np.uint8)
     dense = pulse_edge.load(quantised)
-    monkeypatch.setattr(packed, "LARGE", 1000)
+    monkeypatch.setattr(packed_linear, "LARGE", 1000)
     small = pulse_edge.load(quantised)
     layers = [m for m in small.backend.model.modules() if isinstance(m, PackedLinear)]
     assert len(layers) == len(packed_names(quantised))
@@ -51,7 +51,7 @@ def packed_names(folder: Path) -> list[str]:
 
 
 def test_damaged_integers_are_refused_when_packed(quantised, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(packed, "LARGE", 1000)
+    monkeypatch.setattr(packed_linear, "LARGE", 1000)
     for number, damage in enumerate((lambda a: a[:-1], lambda a: a[:, :-16])):
         folder = Path(shutil.copytree(quantised, tmp_path / str(number)))
         name = next(n for n in packed_names(folder) if "q_proj" in n)

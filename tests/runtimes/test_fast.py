@@ -182,7 +182,7 @@ def test_a_thousand_steps_take_no_memory(precision, exported):
     steps(CONTEXT)  # every page of the cache has been touched
     before = resident()
     steps(1000)
-    assert resident() - before < 300  # kB; a copy of this small cache for each step would be 250 MB
+    assert resident() - before < 3000  # kB; a copy of this small cache for each step would be 250 MB
     assert {name: value.data_ptr() for name, value in backend._cache._outputs.items()} == buffers
 
 

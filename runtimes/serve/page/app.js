@@ -19,7 +19,7 @@ const view = new StudyView(new Viewer(), removeOpened);
 const reading = new Reading(view);
 const studies = new History();
 const camera = new Camera((photo) => begin(photo, "photo.jpg"));
-acceptFiles((file) => begin(file, file.name), (text) => camera.say(text));
+acceptFiles((file) => begin(file, file.name), (text) => camera.warn(text));
 
 function begin(photo, name) {
   reading.begin({ photo, name, reference: byId("reference").value.trim(), accept: false });

@@ -34,6 +34,12 @@ export class Camera {
     if (place.textContent !== text) place.textContent = text;
   }
 
+  // What went wrong stays long enough to be read: advice on the next frame does not take its place at once.
+  warn(text) {
+    this.say(text);
+    this.quietUntil = performance.now() + 5000;
+  }
+
   async start() {
     this.stop();
     const { signal } = (this.stopped = new AbortController());
@@ -112,7 +118,7 @@ export class Camera {
         ready = advice?.ready ? ready + 1 : 0;
         if (!advice) period = TROUBLE_MS;
         else if (advice.fps_hint > 0) period = Math.max(100, Math.min(2000, 1000 / advice.fps_hint));
-        this.say(advice ? String(advice.message) : t("take.noGuidance"));
+        if (performance.now() > (this.quietUntil ?? 0)) this.say(advice ? String(advice.message) : t("take.noGuidance"));
         byId("drop").dataset.ready = String(ready > 0);
         if (ready >= READY_TIMES && byId("auto").checked) {
           await this.take();
