@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 import pulse_edge
 from pulse_edge import commands
@@ -52,7 +53,7 @@ def same(one: Path, two: Path) -> float:
 
 def test_onnx_runtime_reads_the_integers(quantised, tmp_path) -> None:
     folder, tied = quantised
-    commands.export(target="onnx", model=str(folder), output=tmp_path / "b")
+    commands.export(target="onnx", model=str(folder), output=tmp_path / "b", profile="trt")
     shards = Shards(folder)
     assert (HEAD in shards.forms) != tied
     held = shards.integers(TABLE, 0, shards.shape(TABLE)[0])
@@ -69,6 +70,16 @@ def test_onnx_runtime_reads_the_integers(quantised, tmp_path) -> None:
     manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
     assert (manifest["precision"]["embed"], manifest["precision"]["lm_head"]) == ("int8", "int8")
     assert same(folder, tmp_path / "b") < 1e-3
+
+
+def test_the_profile_ort_multiplies_by_the_same_integers(quantised, tmp_path) -> None:
+    folder, tied = quantised
+    commands.export(target="onnx", model=str(folder), output=tmp_path / "b")
+    shards, key = Shards(folder), TABLE if tied else HEAD
+    held = shards.integers(key, 0, shards.shape(key)[0])
+    graph = onnx.load(tmp_path / "b" / "decoder.onnx").graph
+    stored = next(numpy_helper.to_array(i) for i in graph.initializer if i.name == "logits.integers")
+    assert np.array_equal((stored.reshape(held.integers.shape) ^ 0x80).view(np.int8), held.integers)
 
 
 def test_a_jetson_gets_the_values_of_the_table_and_the_integers_of_a_head(quantised, tmp_path) -> None:

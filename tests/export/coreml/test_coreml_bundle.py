@@ -82,7 +82,7 @@ def test_the_manifest_says_what_an_app_must_know(exported):
     assert manifest["generation"]["context"] == 512
     decode = manifest["graphs"]["decoder"]["functions"]["decode"]
     assert decode["inputs"]["mask"] == {"dtype": "float16", "shape": [1, 1, 1, lengths["cache"]]}
-    assert decode["states"]["k_cache"] == {"dtype": "float16", "shape": [2, 2, lengths["cache"], 8]}
+    assert decode["states"]["k_cache"] == {"dtype": "float16", "shape": [2, 1, lengths["cache"], 16]}
     assert decode["outputs"] == {"logits": {"dtype": "float16", "shape": [1, 700]}}
     assert manifest["graphs"]["preprocess"]["inputs"]["image"]["shape"] == [[16, 8192], [16, 8192], 3]
     assert manifest["graphs"]["vision"]["inputs"]["tiles"] == {"dtype": "rgb8", "shape": [1680, 336, 3]}
