@@ -31,11 +31,12 @@ export class Camera {
 
   say(text) {
     const place = byId("guidance");
-    if (place.textContent !== text) place.textContent = text;
+    if (performance.now() > (this.quietUntil ?? 0) && place.textContent !== text) place.textContent = text;
   }
 
-  // What went wrong stays long enough to be read: advice on the next frame does not take its place at once.
+  // What went wrong stays long enough to be read: the camera's own words do not take its place at once.
   warn(text) {
+    this.quietUntil = 0;
     this.say(text);
     this.quietUntil = performance.now() + 5000;
   }
@@ -46,7 +47,7 @@ export class Camera {
     byId("camera-again").hidden = true;
     this.say(t("take.starting"));
     if (!navigator.mediaDevices?.getUserMedia) {
-      this.say(t("take.insecure"));
+      this.warn(t("take.insecure"));
       return;
     }
     try {
@@ -82,7 +83,7 @@ export class Camera {
   fail(text, signal) {
     if (signal.aborted) return;
     this.stop();
-    this.say(text);
+    this.warn(text);
     byId("camera-again").hidden = false;
   }
 
@@ -118,7 +119,7 @@ export class Camera {
         ready = advice?.ready ? ready + 1 : 0;
         if (!advice) period = TROUBLE_MS;
         else if (advice.fps_hint > 0) period = Math.max(100, Math.min(2000, 1000 / advice.fps_hint));
-        if (performance.now() > (this.quietUntil ?? 0)) this.say(advice ? String(advice.message) : t("take.noGuidance"));
+        this.say(advice ? String(advice.message) : t("take.noGuidance"));
         byId("drop").dataset.ready = String(ready > 0);
         if (ready >= READY_TIMES && byId("auto").checked) {
           await this.take();
