@@ -27,7 +27,6 @@ from pulse_edge.compress.teach import Course, Weights
 from pulse_edge.errors import UnknownNameError, UserError
 
 RECIPES: Final = Path(__file__).parent / "recipes"
-STARTS: Final = ("pruned", "fresh")
 _SECTIONS: Final = ("name", "seed", "student", "lessons", "course", "weights")
 
 

@@ -52,3 +52,18 @@ BUNDLE_SCHEMA: Final = 1
 MANIFEST: Final = "manifest.json"
 CHECKPOINT_CARD: Final = "pulse.json"
 REPORT: Final = "report.html"  # the certificate of a compressed model
+
+# What the last output of the capture graph holds, in this order.
+CAPTURE_FACTS: Final = (
+    "rows",
+    "columns",
+    "seed",
+    "seen",
+    "quarter_turns",
+    "orientation_sure",
+    "residual_mm",
+    "major",
+    "views",
+    "width",
+    "height",
+)

@@ -7,12 +7,13 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from pulse_edge.contract import CAPTURE_FACTS
 from pulse_edge.export.capture_graph.lattice import refine
 from pulse_edge.export.capture_graph.mesh import NODES, Span
 from pulse_edge.export.capture_graph.page import even_light, page_size, unroll
 from pulse_edge.export.capture_graph.phase import first_mesh, fit_phase
 from pulse_edge.export.capture_graph.plain import count, true
-from pulse_edge.export.capture_graph.reference import FACTS, LONG_SIDE
+from pulse_edge.export.capture_graph.reference import LONG_SIDE
 from pulse_edge.export.capture_graph.seed import find_seeds
 from pulse_edge.export.capture_graph.signal import line_signal
 from pulse_edge.export.capture_graph.spectra import spectra
@@ -46,7 +47,7 @@ class CaptureGraph(nn.Module):
         Returns:
             ``pixel_values`` float32 [5, 3, 336, 336]; ``nodes`` float32 [N, N, 2], the pixel (x, y) of each
             node of the upright mesh, which fills ``rows`` and ``columns`` of it; ``strength`` float32 [N,
-            N]; and ``facts`` float32, one for each name in FACTS.
+            N]; and ``facts`` float32, one for each name in CAPTURE_FACTS.
         """
         signal = line_signal(image, size)
         found = spectra(signal, size)
@@ -78,7 +79,7 @@ class CaptureGraph(nn.Module):
             "width": width,
             "height": height,
         }
-        return pixels, nodes, strength, torch.stack([facts[name] for name in FACTS])
+        return pixels, nodes, strength, torch.stack([facts[name] for name in CAPTURE_FACTS])
 
 
 def _upright(values: Tensor, span: Span, quarters: Tensor) -> Tensor:

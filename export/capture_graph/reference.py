@@ -77,18 +77,3 @@ STRIDES: Final = (2, 2, 2, 2, 1, 1)
 INK: Final = 98.5
 FAINTEST: Final = 24.0
 WEIGHTS: Final = Path(pulse_edge.__file__).parent / "runtimes" / "capture" / "orientation.npz"
-
-# What the graph's last output holds, for runtimes/capture/onnx.py.
-FACTS: Final = (
-    "rows",
-    "columns",
-    "seed",
-    "seen",
-    "quarter_turns",
-    "orientation_sure",
-    "residual_mm",
-    "major",
-    "views",
-    "width",
-    "height",
-)

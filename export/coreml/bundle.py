@@ -10,9 +10,9 @@ from typing import Any, Final
 import numpy as np
 
 from pulse_edge.bundle import atomic_folder, write_manifest
-from pulse_edge.contract import MAX_TILES
+from pulse_edge.contract import CAPTURE_FACTS, MAX_TILES
 from pulse_edge.device import Device
-from pulse_edge.export.capture_graph.reference import FACTS, LONG_SIDE
+from pulse_edge.export.capture_graph.reference import LONG_SIDE
 from pulse_edge.export.coreml import metadata
 from pulse_edge.export.coreml.compress import check_compressed
 from pulse_edge.export.coreml.decoder import MASKED, build_chunk
@@ -166,5 +166,5 @@ def _coreml(layout: Layout, chunks: list[Chunk], capture: bool) -> dict[str, Any
     }
     if capture:
         known["compute_units"]["capture"] = CAPTURE_UNITS
-        known["capture"] = {"side": LONG_SIDE, "facts": list(FACTS)}
+        known["capture"] = {"side": LONG_SIDE, "facts": list(CAPTURE_FACTS)}
     return known

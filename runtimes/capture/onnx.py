@@ -10,11 +10,12 @@ import time
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pulse_edge.contract import CAPTURE_FACTS
 from pulse_edge.errors import BundleError
 from pulse_edge.runtimes.capture.contrast import reduce
 from pulse_edge.runtimes.capture.light import even_light
@@ -22,20 +23,6 @@ from pulse_edge.runtimes.capture.mesh import STEP_MM, unroll
 from pulse_edge.runtimes.capture.quality import judge
 from pulse_edge.runtimes.capture.rectify import PX_PER_MM, Rectified, found_grid, pose, rectify
 from pulse_edge.runtimes.capture.take import Taken, enlarged
-
-FACTS: Final = (
-    "rows",
-    "columns",
-    "seed",
-    "seen",
-    "quarter_turns",
-    "orientation_sure",
-    "residual_mm",
-    "major",
-    "views",
-    "width",
-    "height",
-)
 
 
 @dataclass(frozen=True)
@@ -47,7 +34,7 @@ class GraphResult:
         page: width and height in pixels of the page that they were cut from, at 6 px/mm.
         mesh: float64 [rows, columns, 4], as in :class:`Rectified`, in pixels of the whole picture.
         strength: float32 [rows, columns].
-        facts: everything else, by the names of FACTS.
+        facts: everything else, by the names of CAPTURE_FACTS.
         grid_found: whether these are a page at all.
     """
 
@@ -97,7 +84,7 @@ class CaptureSession:
         canvas[0, :, :height, :width] = small.transpose(2, 0, 1)
         size = np.array([height, width], np.float32)
         tiles, nodes, strength, values = self._session.run(None, {"image": canvas, "size": size})
-        facts = {name: float(value) for name, value in zip(FACTS, values, strict=True)}
+        facts = {name: float(value) for name, value in zip(CAPTURE_FACTS, values, strict=True)}
         rows, columns = max(2, int(facts["rows"])), max(2, int(facts["columns"]))
         pixels = (nodes[:rows, :columns].astype(np.float64) + 0.5) * factor - 0.5
         down, across = np.indices((rows, columns), dtype=np.float64) * STEP_MM

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from pulse_edge.bundle import read_manifest, verify_bundle
+from pulse_edge.contract import CAPTURE_FACTS
 from pulse_edge.export import export_bundle
 from pulse_edge.export.capture_graph import onnx as writer
-from pulse_edge.runtimes.capture.onnx import FACTS, open_graph
+from pulse_edge.runtimes.capture.onnx import open_graph
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def test_a_bundle_holds_the_graph(checkpoint: Path, tmp_path: Path, target: str)
     assert entry["file"] == "capture.onnx"
     assert entry["inputs"]["image"] == {"dtype": "float", "shape": [1, 3, 1600, 1600]}
     assert entry["outputs"]["pixel_values"]["shape"] == [5, 3, 336, 336]
-    assert entry["outputs"]["facts"]["shape"] == [len(FACTS)]
+    assert entry["outputs"]["facts"]["shape"] == [len(CAPTURE_FACTS)]
     assert verify_bundle(bundle) == []
     assert open_graph(bundle).side == 1600
     if target == "jetson":

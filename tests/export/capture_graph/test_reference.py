@@ -16,7 +16,6 @@ from pulse_edge.runtimes.capture import (
     light,
     lines,
     mesh,
-    onnx,
     orientation,
     phase,
     rectify,
@@ -43,7 +42,6 @@ SAME = {
     rectify: {"SEEN": "SEEN", "PAGE_PX_PER_MM": "PX_PER_MM"},
     light: {"CELL_MM": "_CELL_MM", "SMOOTH_MM": "_SMOOTH_MM", "WHITE": "_WHITE"},
     orientation: {"STRIDES": "_STRIDES", "INK": "_INK", "FAINTEST": "_FAINTEST", "WEIGHTS": "WEIGHTS"},
-    onnx: {"FACTS": "FACTS"},
 }  # fmt: skip
 
 
