@@ -28,9 +28,10 @@ from pulse_edge.model.packing import PAD_SEGMENT, image_prefix, pack
 from pulse_edge.model.preprocess import geometry, tiles
 from pulse_edge.model.tokenizer import Tokenizer
 from pulse_edge.train.examples import BeatBasis, Example
+from pulse_edge.train.morph import Morphs
 from pulse_edge.train.traces import cell_traces
 
-BELIEF: Final = np.float32(0.5)  # share of the teacher's probability in the target, the label has the rest
+BELIEF: Final = np.float32(0.7)  # share of the teacher's probability in the target, the label has the rest
 PHOTO_DPI: Final = 122.0  # of the pages photographed for validation
 PHOTO_SEVERITY: Final = 1.2
 EXACT: Final = 0.3  # share of pages that go through PULSE's own, slower resizing
@@ -49,6 +50,8 @@ class PageDataset(Dataset[dict[str, Any]]):
         beliefs: float32 [examples, 28], logits of a teacher on the targets of :func:`diagnoses`.
         photos: share of pages that come as a phone's photo.
         dense: whether pages come with what only the readout head learns: beats, rhythm and traces.
+        morphs: records between records, and what their teacher says of them, logits float32 [morphs, 28].
+        morphed: share of pages that show them; of the rest every record comes once an epoch.
     """
 
     def __init__(
@@ -62,8 +65,11 @@ class PageDataset(Dataset[dict[str, Any]]):
         beliefs: NDArray[np.float32] | None = None,
         photos: float = PHOTOS,
         dense: bool = True,
+        morphs: tuple[Morphs, NDArray[np.float32]] | None = None,
+        morphed: float = 0.0,
     ) -> None:
         self.beliefs, self.photos, self.dense = beliefs, photos, dense
+        self.morphs, self.morphed = morphs, morphed
         self.examples, self.tokenizer, self.basis = examples, tokenizer, basis
         self.length, self.seed = length, seed
         self.prefix = image_prefix(tokenizer, tokens_per_tile)
@@ -73,12 +79,29 @@ class PageDataset(Dataset[dict[str, Any]]):
         return self.length
 
     def __getitem__(self, k: int) -> dict[str, Any]:
-        epoch, place = divmod(k, len(self.examples))
+        drawn = int(k * self.morphed)  # morphs among the items before this one
+        if self.morphs is not None and int((k + 1) * self.morphed) > drawn:
+            return self._morph(drawn, random.Random(f"{self.seed}/{k}"))
+        epoch, place = divmod(k - drawn, len(self.examples))
         order = random.Random(f"{self.seed}/{epoch}").sample(range(len(self.examples)), len(self.examples))
         item = self.page(self.examples[order[place]], random.Random(f"{self.seed}/{k}"))
         if self.beliefs is not None:
             believed = 1 / (1 + np.exp(-self.beliefs[order[place]]))
             item["diagnoses"] += BELIEF * (believed - item["diagnoses"])  # unknown stays NaN
+        return item
+
+    def _morph(self, k: int, rng: random.Random) -> dict[str, Any]:
+        """A page of morph ``k``: the teacher says its superclasses, its rate is measured, that is all."""
+        assert self.morphs is not None
+        morphs, logits = self.morphs
+        believed = 1 / (1 + np.exp(-logits[k]))
+        # The questions of all superclasses are asked; these hard answers no stage with morphs learns.
+        likeliest = list(instruct.SUPERCLASS_PHRASES)[
+            int(believed[: len(instruct.SUPERCLASS_PHRASES)].argmax())
+        ]
+        facts = instruct.Facts(frozenset(), frozenset({likeliest}), None, assignable=frozenset())
+        item = self.page(Example(morphs.record(k), "", facts), rng)
+        item["diagnoses"] = believed
         return item
 
     def page(self, example: Example, rng: random.Random) -> dict[str, Any]:
@@ -93,8 +116,9 @@ class PageDataset(Dataset[dict[str, Any]]):
             *instruct.superclass_turns(facts, rng),
             *instruct.finding_turns(facts, rng, count=2),
             *instruct.rate_turn(facts, rng),
-            instruct.report_turn(facts),
         ]
+        if facts.assignable != frozenset():  # of a morph there is nothing to report
+            turns.append(instruct.report_turn(facts))
         item = pack(self.prefix, turns, self.tokenizer)
         item["tiles"] = tiles(image) if rng.random() < EXACT else quick_tiles(image)
         item["diagnoses"] = diagnoses(facts)

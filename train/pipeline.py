@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ from pulse_edge.model.tokenizer import Tokenizer
 from pulse_edge.train.build import build_model, grow
 from pulse_edge.train.dataset import DefaultPages, diagnoses
 from pulse_edge.train.examples import Example, fit_beat_basis, read_examples, write_split
+from pulse_edge.train.morph import Morphs
 from pulse_edge.train.objective import TrainingObjective
 from pulse_edge.train.recipe import Recipe
-from pulse_edge.train.signal import STEPS, cross_fitted
+from pulse_edge.train.signal import DILATIONS, STEPS, cross_fitted, judged
 from pulse_edge.train.sources import SOURCES, detect
 from pulse_edge.train.tokenizer import train_tokenizer
 from pulse_edge.train.trainer import answer_ids, fit, validate
@@ -59,7 +61,9 @@ def train_checkpoint(
     if start is not None:
         grow(model, load_model(start, "float32"))
     beliefs = _beliefs(learn, recipe.seed, work, console)
-    history = fit(model, recipe, tokenizer, learn, choose, fit_beat_basis(learn), work, workers, beliefs)
+    morphs = _morphs(learn, recipe, work, console)
+    basis = fit_beat_basis(learn)
+    history = fit(model, recipe, tokenizer, learn, choose, basis, work, workers, beliefs, morphs)
     metrics = [
         {"stage": "fp32", "set": f"{side} patients of {data.name}", **_measure(model, examples, tokenizer)}
         for side, examples in (("validation", choose), ("test", held_out))
@@ -89,19 +93,51 @@ def _read(data: Path, side: Split, console: Console) -> list[Example]:
 
 
 def _beliefs(learn: list[Example], seed: int, work: Path, console: Console) -> NDArray[np.float32]:
-    """What the signal teacher believes of every training record; kept in ``work`` for a resumed run."""
-    kept = work / "beliefs.npy"
-    if kept.is_file():
-        beliefs: NDArray[np.float32] = np.load(kept)
-        if len(beliefs) == len(learn):
-            return beliefs
+    """What the signal teacher believes of every training record."""
     targets = np.stack([diagnoses(example.facts) for example in learn])
+
+    def ask(tick: Callable[[], None]) -> NDArray[np.float32]:
+        return cross_fitted(learn, targets, seed, tick)
+
+    return _kept(work / "beliefs.npy", len(learn), "signal teacher", STEPS, ask, console)
+
+
+def _morphs(
+    learn: list[Example], recipe: Recipe, work: Path, console: Console
+) -> tuple[Morphs, NDArray[np.float32]] | None:
+    """The morphs that the recipe asks for, and what the signal teacher believes of them."""
+    count = max(int(settings.pages * settings.morphs) for settings in recipe.train.values())
+    if not count:
+        return None
+    morphs = Morphs([example.record for example in learn], recipe.seed)
+    targets = np.stack([diagnoses(example.facts) for example in learn])
+
+    def ask(tick: Callable[[], None]) -> NDArray[np.float32]:
+        return judged(learn, targets, [morphs.record(k) for k in range(count)], recipe.seed, tick)
+
+    name = "signal teacher on morphs"
+    return morphs, _kept(work / "morphs.npy", count, name, len(DILATIONS), ask, console)
+
+
+def _kept(
+    path: Path,
+    count: int,
+    name: str,
+    steps: int,
+    ask: Callable[[Callable[[], None]], NDArray[np.float32]],
+    console: Console,
+) -> NDArray[np.float32]:
+    """The teacher's ``count`` rows of logits, asked for once and kept in ``path`` for a resumed run."""
+    if path.is_file():
+        beliefs: NDArray[np.float32] = np.load(path)
+        if len(beliefs) == count:
+            return beliefs
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("signal teacher", total=STEPS)
-        beliefs = cross_fitted(learn, targets, seed, lambda: progress.advance(task))
+        task = progress.add_task(name, total=steps)
+        beliefs = ask(lambda: progress.advance(task))
     stream = io.BytesIO()
     np.save(stream, beliefs)
-    write_atomic(kept, stream.getvalue())
+    write_atomic(path, stream.getvalue())
     return beliefs
 
 

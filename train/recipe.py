@@ -24,6 +24,7 @@ class TrainSettings:
     Attributes:
         pages: rendered pages seen in all.
         photos: share of them that come as a phone's photo.
+        morphs: share of them that show records between records, of which only the teacher's opinion is known.
         batch: pages in a step.
         learning_rate: peak of the one-cycle cosine.
         weight_decay: of AdamW.
@@ -34,6 +35,7 @@ class TrainSettings:
 
     pages: int
     photos: float
+    morphs: float
     batch: int
     learning_rate: float
     weight_decay: float
@@ -109,6 +111,8 @@ def read_recipe(name_or_path: str | Path) -> Recipe:
     if not isinstance(stages, dict) or set(stages) not in _STAGES:
         raise UserError(f"{path}: train needs the stages see and speak, or tune, or all three.")
     raw["train"] = {stage: fill(TrainSettings, stages[stage], path) for stage in STAGES if stage in stages}
+    if "speak" in raw["train"] and raw["train"]["speak"].morphs:
+        raise UserError(f"{path}: speak learns answers, and morphs have none. Set its morphs to 0.")
     raw["model"] = fill(ModelShape, raw.get("model"), path)
     return fill(Recipe, {**raw, "file": path.name}, path)
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy.signal import resample_poly
 
 from pulse_edge.ecg.measure import Measurements, measure
+from pulse_edge.ecg.record import Record
 from pulse_edge.errors import UserError
 from pulse_edge.train.examples import Example
 
@@ -64,11 +65,7 @@ def cross_fitted(
             f"Training needs records of {FOLDS} patients or more, so that the signal teacher never judges "
             "a patient that it learnt from. Name a larger labels.csv with --data."
         )
-    signals = np.stack([_samples(example) for example in examples])
-    views = (
-        random_convolutions(signals, seed, tick),
-        np.stack([_beat_view(measure(example.record)) for example in examples]),
-    )
+    views = _views([example.record for example in examples], seed, tick)
     patients = sorted({example.patient for example in examples})
     order = np.random.default_rng(seed).permutation(len(patients)) % FOLDS
     of_patient = dict(zip(patients, order, strict=True))
@@ -78,6 +75,40 @@ def cross_fitted(
         learn, judge = fold != k, fold == k
         believed[judge] = _regress([v[learn] for v in views], targets[learn], [v[judge] for v in views])
         tick()
+    return _logits(believed)
+
+
+def judged(
+    examples: list[Example],
+    targets: Floats,
+    records: list[Record],
+    seed: int,
+    tick: Callable[[], None] = lambda: None,
+) -> Floats:
+    """Return the logits of regressions on all examples, for records that are none of them.
+
+    Args:
+        examples: of the training patients.
+        targets: float32 [n, targets], 0 or 1, NaN where unknown.
+        records: to be judged; what is made of them is held in memory at once, 90 kB each.
+        seed: of the convolutions.
+        tick: called ``len(DILATIONS)`` times, for a progress bar.
+
+    Returns:
+        float32 [len(records), targets].
+    """
+    views = _views([example.record for example in examples] + records, seed, tick)
+    n = len(examples)
+    return _logits(_regress([view[:n] for view in views], targets, [view[n:] for view in views]))
+
+
+def _views(records: list[Record], seed: int, tick: Callable[[], None]) -> tuple[Floats, Floats]:
+    signals = np.stack([_samples(record) for record in records])
+    beats = np.stack([_beat_view(measure(record)) for record in records])
+    return random_convolutions(signals, seed, tick), beats
+
+
+def _logits(believed: NDArray[np.float64]) -> Floats:
     believed = believed.clip(1 - SURE, SURE)
     return np.log(believed / (1 - believed)).astype(np.float32)
 
@@ -161,8 +192,7 @@ def _squared_distances(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArra
     return np.asarray((a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T).clip(min=0)
 
 
-def _samples(example: Example) -> Floats:
+def _samples(record: Record) -> Floats:
     """Ten seconds at 100 Hz, float32 [12, 1000]; a shorter record ends in zeros."""
-    record = example.record
     signal = resample_poly(np.nan_to_num(record.signal), FS, round(record.fs), axis=1)[:, :SAMPLES]
     return np.pad(signal, ((0, 0), (0, SAMPLES - signal.shape[1]))).astype(np.float32)

@@ -22,6 +22,7 @@ from pulse_edge.model.pulse import PulseForConditionalGeneration
 from pulse_edge.model.tokenizer import Tokenizer
 from pulse_edge.train.dataset import DefaultPages, PageDataset, collate
 from pulse_edge.train.examples import BeatBasis, Example
+from pulse_edge.train.morph import Morphs
 from pulse_edge.train.objective import TrainingObjective
 from pulse_edge.train.recipe import STAGES, Recipe, TrainSettings
 from pulse_edge.train.resume import last_complete, mark
@@ -37,6 +38,7 @@ def fit(
     work: Path,
     workers: int = 1,
     beliefs: NDArray[np.float32] | None = None,
+    morphs: tuple[Morphs, NDArray[np.float32]] | None = None,
 ) -> list[dict[str, Any]]:
     """Train ``model`` in place, stage by stage, and leave it with its best averaged weights.
 
@@ -52,6 +54,7 @@ def fit(
         work: folder for the Trainer's checkpoints and the history.
         workers: processes that render pages.
         beliefs: float32 [learn, 28], the signal teacher's logits.
+        morphs: of ``learn``, and the teacher's logits of as many as any stage needs.
 
     Returns:
         The history: one row per validation.
@@ -79,6 +82,8 @@ def fit(
                 beliefs,
                 settings.photos,
                 dense=stage == "see",
+                morphs=morphs,
+                morphed=settings.morphs,
             )
             trainer = _Trainer(
                 model=objective,

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from pulse_edge.ecg.record import LEADS, read_record
 from pulse_edge.ecg.split import SPLITS, split
+from pulse_edge.model.tokenizer import Tokenizer
 from pulse_edge.samples import SAMPLES, samples
+from pulse_edge.train.tokenizer import train_tokenizer
 
 RECIPE = {
     "name": "tiny",
@@ -38,6 +40,7 @@ RECIPE = {
         stage: {
             "pages": 12,
             "photos": 0.35,
+            "morphs": 0.0,
             "batch": 3,
             "learning_rate": 0.002,
             "weight_decay": 0.01,
@@ -124,3 +127,10 @@ def trained(labels_csv: Path, tiny_recipe: Path, tmp_path_factory: pytest.TempPa
     folder = tmp_path_factory.mktemp("trained") / "tiny"
     run(tiny_recipe, labels_csv, folder, workers=0)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer(folder, 700)
+    return Tokenizer.from_folder(folder)

@@ -20,15 +20,7 @@ from pulse_edge.train.dataset import DefaultPages, PageDataset, collate
 from pulse_edge.train.examples import fit_beat_basis, read_examples
 from pulse_edge.train.objective import TrainingObjective
 from pulse_edge.train.recipe import read_recipe
-from pulse_edge.train.tokenizer import train_tokenizer
 from pulse_edge.train.trainer import answer_ids
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    train_tokenizer(folder, 700)
-    return Tokenizer.from_folder(folder)
 
 
 def test_sides_of_the_split_share_no_patient(labels_csv: Path) -> None:
