@@ -34,6 +34,7 @@ from pulse_edge.train.traces import cell_traces
 BELIEF: Final = np.float32(0.7)  # share of the teacher's probability in the target, the label has the rest
 PHOTO_DPI: Final = 122.0  # of the pages photographed for validation
 PHOTO_SEVERITY: Final = 1.2
+FINDINGS: Final = 3  # asked about on a page
 EXACT: Final = 0.3  # share of pages that go through PULSE's own, slower resizing
 
 
@@ -95,17 +96,21 @@ class PageDataset(Dataset[dict[str, Any]]):
         assert self.morphs is not None
         morphs, logits = self.morphs
         believed = 1 / (1 + np.exp(-logits[k]))
-        # The questions of all superclasses are asked; these hard answers no stage with morphs learns.
-        likeliest = list(instruct.SUPERCLASS_PHRASES)[
-            int(believed[: len(instruct.SUPERCLASS_PHRASES)].argmax())
-        ]
+        groups = list(instruct.SUPERCLASS_PHRASES)
+        # All superclasses and some findings are asked for; no stage with morphs learns these hard answers.
+        likeliest = groups[int(believed[: len(groups)].argmax())]
         facts = instruct.Facts(frozenset(), frozenset({likeliest}), None, assignable=frozenset())
-        item = self.page(Example(morphs.record(k), "", facts), rng)
+        asked = set(rng.choices(instruct.ASKED, believed[len(groups) :].tolist(), k=FINDINGS // 2))
+        asked |= set(rng.sample(instruct.ASKED, FINDINGS - len(asked)))
+        turns = [instruct.finding_turn(code, False, rng) for code in sorted(asked)]
+        item = self.page(Example(morphs.record(k), "", facts), rng, turns)
         item["diagnoses"] = believed
         return item
 
-    def page(self, example: Example, rng: random.Random) -> dict[str, Any]:
-        """Make one training item of an example."""
+    def page(
+        self, example: Example, rng: random.Random, findings: list[instruct.Turn] | None = None
+    ) -> dict[str, Any]:
+        """Make one training item of an example, or of a morph, which comes with questions for findings."""
         record = vary_record(example.record, rng)
         style = draw_style(rng, record.duration)
         page = render(record, style)
@@ -114,12 +119,13 @@ class PageDataset(Dataset[dict[str, Any]]):
         facts = replace(example.facts, rate_bpm=measured.rate_bpm)
         turns = [
             *instruct.superclass_turns(facts, rng),
-            *instruct.finding_turns(facts, rng, count=2),
+            *(instruct.finding_turns(facts, rng, FINDINGS) if findings is None else findings),
             *instruct.rate_turn(facts, rng),
         ]
-        if facts.assignable != frozenset():  # of a morph there is nothing to report
+        if findings is None:
             turns.append(instruct.report_turn(facts))
         item = pack(self.prefix, turns, self.tokenizer)
+        item["found"] = _found(turns, item)
         item["tiles"] = tiles(image) if rng.random() < EXACT else quick_tiles(image)
         item["diagnoses"] = diagnoses(facts)
         if not self.dense:
@@ -187,6 +193,16 @@ def quick_tiles(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.concatenate([base[None], cut.reshape(-1, TILE_SIZE, TILE_SIZE, 3)]).astype(np.uint8)
 
 
+def _found(turns: list[instruct.Turn], item: dict[str, Any]) -> NDArray[np.int64]:
+    """Where answers about findings are read from, and which of :func:`diagnoses` they are; -1 for none."""
+    found = np.full((FINDINGS, 2), -1, np.int64)
+    asked = [(number, turn) for number, turn in enumerate(turns, start=1) if turn.kind == "finding"]
+    for row, (number, turn) in zip(found, asked, strict=False):
+        answer = np.flatnonzero((item["segment"] == number) & (item["labels"] != IGNORE_ID))
+        row[:] = answer[0] - 1, len(instruct.SUPERCLASS_PHRASES) + instruct.ASKED.index(turn.about)
+    return found
+
+
 def diagnoses(facts: instruct.Facts) -> NDArray[np.float32]:
     """Return 1, 0 or NaN (not known) for the five superclasses, then for the findings asked about."""
     known = np.float32(np.nan if not facts.superclasses else 0.0)
@@ -205,7 +221,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         return np.stack([np.pad(row, (0, width - len(row)), constant_values=fill[name]) for row in rows])
 
     batch = {name: torch.from_numpy(padded(name)) for name in fill}
-    for name in ("tiles", "closed", "diagnoses", "beats", "rhythm", "traces", "leads"):
+    for name in ("tiles", "closed", "found", "diagnoses", "beats", "rhythm", "traces", "leads"):
         if name in items[0]:
             batch[name] = torch.from_numpy(np.stack([item[name] for item in items]))
     return batch

@@ -4,7 +4,7 @@
 * ``speak``: projector and language model on the frozen tower: next-token cross-entropy on the
   answers, as PULSE was trained (image and instruction masked), and, on the superclass questions,
   the head's probability as a soft target (Hinton et al., 2015).
-* ``tune``: all of a model that sees and speaks already, through its answers alone. The superclass
+* ``tune``: all of a model that sees and speaks already, through its answers alone. The closed
   questions have the signal teacher's soft target and no hard one, which would be learnt by heart.
 """
 
@@ -23,6 +23,7 @@ from pulse_edge.train.readout import Readout
 from pulse_edge.train.recipe import STAGES
 
 SOFT_WEIGHT: Final = 1.0
+FOUND_WEIGHT: Final = 0.6  # three findings, five superclasses
 MEASURE_WEIGHT: Final = 1.0
 CELL_WEIGHT: Final = 0.3
 
@@ -69,8 +70,8 @@ class TrainingObjective(nn.Module):
 
         Args:
             tiles: uint8 [B, 5, 336, 336, 3].
-            batch: ids, segment, labels, weights [B, L]; closed [B, 5]; diagnoses [B, 28];
-                beats [B, 12, k]; rhythm [B, 2]; traces [B, 4, T, cell]; leads [B, 4, T].
+            batch: ids, segment, labels, weights [B, L]; closed [B, 5]; found [B, 3, 2];
+                diagnoses [B, 28]; beats [B, 12, k]; rhythm [B, 2]; traces [B, 4, T, cell]; leads [B, 4, T].
         """
         if self.stage == "see":
             tokens = self.look(tiles)
@@ -85,6 +86,8 @@ class TrainingObjective(nn.Module):
             tokens, soft = self.look(tiles), batch["diagnoses"][:, : len(SUPERCLASS_PHRASES)]
             weights = weights.clone()
             weights[asked] = weights[asked].scatter(1, batch["closed"][asked] + 1, 0.0)
+            # Where no finding is asked the index is -1: it falls on the first position, which has no weight.
+            weights = weights.scatter(1, batch["found"][..., 0] + 1, 0.0)
         else:
             with torch.no_grad():
                 tokens = self.look(tiles)
@@ -94,6 +97,10 @@ class TrainingObjective(nn.Module):
         margin = self.margins(hidden[asked], batch["closed"][asked])
         taught = nn.functional.binary_cross_entropy_with_logits(margin, soft[asked])
         self._note(answer=answer, taught=taught)
+        if self.stage == "tune":
+            found = self._found_loss(hidden, batch["found"], batch["diagnoses"])
+            self._note(found=found)
+            taught = taught + FOUND_WEIGHT * found
         return {"loss": answer + SOFT_WEIGHT * taught}
 
     def look(self, tiles: torch.Tensor) -> torch.Tensor:
@@ -121,6 +128,14 @@ class TrainingObjective(nn.Module):
         at = hidden.gather(1, closed.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
         logits = self.model.lm_head(at).float()
         return logits[..., self.answers[0]] - logits[..., self.answers[1]]
+
+    def _found_loss(self, hidden: torch.Tensor, found: torch.Tensor, diagnoses: torch.Tensor) -> torch.Tensor:
+        asked = found[..., 0] >= 0
+        margin = self.margins(hidden, found[..., 0].clamp(min=0))[asked]
+        soft = diagnoses.gather(1, found[..., 1].clamp(min=0))[asked]
+        return nn.functional.binary_cross_entropy_with_logits(margin, soft, reduction="sum") / max(
+            len(soft), 1
+        )
 
     def mean_losses(self) -> dict[str, float]:
         """Return the mean of each loss since the last call."""

@@ -28,7 +28,7 @@ from pulse_edge.train.examples import Example, fit_beat_basis, read_examples, wr
 from pulse_edge.train.morph import Morphs
 from pulse_edge.train.objective import TrainingObjective
 from pulse_edge.train.recipe import Recipe
-from pulse_edge.train.signal import DILATIONS, STEPS, cross_fitted, judged
+from pulse_edge.train.signal import DILATIONS, STEPS, calibrated, cross_fitted, judged
 from pulse_edge.train.sources import SOURCES, detect
 from pulse_edge.train.tokenizer import train_tokenizer
 from pulse_edge.train.trainer import answer_ids, fit, validate
@@ -60,8 +60,7 @@ def train_checkpoint(
     model = build_model(recipe.model, tokenizer.vocab_size)
     if start is not None:
         grow(model, load_model(start, "float32"))
-    beliefs = _beliefs(learn, recipe.seed, work, console)
-    morphs = _morphs(learn, recipe, work, console)
+    beliefs, morphs = _taught(learn, recipe, work, console)
     basis = fit_beat_basis(learn)
     history = fit(model, recipe, tokenizer, learn, choose, basis, work, workers, beliefs, morphs)
     metrics = [
@@ -92,31 +91,28 @@ def _read(data: Path, side: Split, console: Console) -> list[Example]:
     return scored
 
 
-def _beliefs(learn: list[Example], seed: int, work: Path, console: Console) -> NDArray[np.float32]:
-    """What the signal teacher believes of every training record."""
+def _taught(
+    learn: list[Example], recipe: Recipe, work: Path, console: Console
+) -> tuple[NDArray[np.float32], tuple[Morphs, NDArray[np.float32]] | None]:
+    """What the signal teacher says of every training record, and of as many morphs as the recipe asks for."""
     targets = np.stack([diagnoses(example.facts) for example in learn])
 
-    def ask(tick: Callable[[], None]) -> NDArray[np.float32]:
-        return cross_fitted(learn, targets, seed, tick)
+    def on_records(tick: Callable[[], None]) -> NDArray[np.float32]:
+        return cross_fitted(learn, targets, recipe.seed, tick)
 
-    return _kept(work / "beliefs.npy", len(learn), "signal teacher", STEPS, ask, console)
-
-
-def _morphs(
-    learn: list[Example], recipe: Recipe, work: Path, console: Console
-) -> tuple[Morphs, NDArray[np.float32]] | None:
-    """The morphs that the recipe asks for, and what the signal teacher believes of them."""
+    unseen = _kept(work / "beliefs.npy", len(learn), "signal teacher", STEPS, on_records, console)
+    beliefs = calibrated(unseen, targets, unseen)
     count = max(int(settings.pages * settings.morphs) for settings in recipe.train.values())
     if not count:
-        return None
+        return beliefs, None
     morphs = Morphs([example.record for example in learn], recipe.seed)
-    targets = np.stack([diagnoses(example.facts) for example in learn])
 
-    def ask(tick: Callable[[], None]) -> NDArray[np.float32]:
+    def on_morphs(tick: Callable[[], None]) -> NDArray[np.float32]:
         return judged(learn, targets, [morphs.record(k) for k in range(count)], recipe.seed, tick)
 
     name = "signal teacher on morphs"
-    return morphs, _kept(work / "morphs.npy", count, name, len(DILATIONS), ask, console)
+    said = _kept(work / "morphs.npy", count, name, len(DILATIONS), on_morphs, console)
+    return beliefs, (morphs, calibrated(unseen, targets, said))
 
 
 def _kept(

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.signal import resample_poly
+from sklearn.linear_model import LogisticRegression
 
 from pulse_edge.ecg.measure import Measurements, measure
 from pulse_edge.ecg.record import Record
@@ -100,6 +101,26 @@ def judged(
     views = _views([example.record for example in examples] + records, seed, tick)
     n = len(examples)
     return _logits(_regress([view[:n] for view in views], targets, [view[n:] for view in views]))
+
+
+def calibrated(unseen: Floats, targets: Floats, logits: Floats) -> Floats:
+    """Return logits as probabilities mean them: ridge regression shrinks what is rare towards its share.
+
+    Args:
+        unseen: float32 [examples, targets], of :func:`cross_fitted`.
+        targets: float32 [examples, targets], 0 or 1, NaN where unknown.
+        logits: float32 [n, targets], to be stretched and shifted as makes ``unseen`` likeliest (Platt, 1999).
+
+    Returns:
+        float32 [n, targets]; a target of which all known values agree stays as it is.
+    """
+    out = logits.copy()
+    for k in range(targets.shape[1]):
+        known = np.isfinite(targets[:, k])
+        if len(np.unique(targets[known, k])) == 2:
+            fit = LogisticRegression().fit(unseen[known, k : k + 1], targets[known, k])
+            out[:, k] = fit.decision_function(logits[:, k : k + 1])
+    return out
 
 
 def _views(records: list[Record], seed: int, tick: Callable[[], None]) -> tuple[Floats, Floats]:

@@ -142,11 +142,19 @@ class Facts:
 
 @dataclass(frozen=True)
 class Turn:
-    """One question with its answer; ``kind`` is superclass, finding, rate, report or instruct."""
+    """One question with its answer.
+
+    Attributes:
+        kind: superclass, finding, rate, report or instruct.
+        question: in words.
+        answer: in words.
+        about: the superclass or code that a closed question asks for.
+    """
 
     kind: str
     question: str
     answer: str
+    about: str = ""
 
 
 def superclass_turns(facts: Facts, rng: random.Random, plain_share: float = 0.7) -> list[Turn]:
@@ -162,7 +170,7 @@ def superclass_turns(facts: Facts, rng: random.Random, plain_share: float = 0.7)
     turns = []
     for name, phrase in SUPERCLASS_PHRASES.items():
         template = CLOSED_QUESTIONS[0] if rng.random() < plain_share else rng.choice(CLOSED_QUESTIONS)
-        turns.append(_closed("superclass", template, phrase, name in facts.superclasses))
+        turns.append(_closed("superclass", template, phrase, name in facts.superclasses, name))
     return turns
 
 
@@ -175,10 +183,12 @@ def finding_turns(facts: Facts, rng: random.Random, count: int = 3) -> list[Turn
     absent = [code for code in ASKED if facts.has(code) is False]
     picked = rng.sample(present, min(len(present), (count + 1) // 2))
     picked += rng.sample(absent, min(len(absent), count - len(picked)))
-    return [
-        _closed("finding", rng.choice(CLOSED_QUESTIONS), _phrase(code), code in facts.codes)
-        for code in picked
-    ]
+    return [finding_turn(code, code in facts.codes, rng) for code in picked]
+
+
+def finding_turn(code: str, present: bool, rng: random.Random) -> Turn:
+    """Ask for one finding, by its code."""
+    return _closed("finding", rng.choice(CLOSED_QUESTIONS), _phrase(code), present, code)
 
 
 def rate_turn(facts: Facts, rng: random.Random) -> list[Turn]:
@@ -219,5 +229,5 @@ def _phrase(code: str) -> str:
     return RHYTHMS.get(code) or FINDINGS[code]
 
 
-def _closed(kind: str, template: str, phrase: str, present: bool) -> Turn:
-    return Turn(kind, template.format(phrase=phrase), "Yes" if present else "No")
+def _closed(kind: str, template: str, phrase: str, present: bool, about: str) -> Turn:
+    return Turn(kind, template.format(phrase=phrase), "Yes" if present else "No", about)

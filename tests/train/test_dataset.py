@@ -116,7 +116,7 @@ def test_packed_questions_are_answered_as_single_ones(
     assert np.ptp(packed) > 1e-3
 
 
-def test_tuning_takes_the_superclass_from_the_soft_target_alone(
+def test_tuning_takes_closed_answers_from_the_soft_target_alone(
     labels_csv: Path, tiny_recipe: Path, tokenizer: Tokenizer
 ) -> None:
     examples, _ = read_examples(labels_csv, ("train",))
@@ -130,11 +130,18 @@ def test_tuning_takes_the_superclass_from_the_soft_target_alone(
     objective.set_stage("tune")
     objective.eval()
     loss = objective(**batch)["loss"].item()
-    told = batch["closed"] + 1
+    found = batch["found"]
+    assert (found >= 0).all()
+    answered = batch["labels"].gather(1, found[..., 0] + 1)
+    said = [[tokenizer.decode([int(token)]).strip() == "Yes" for token in row] for row in answered]
+    assert said == batch["diagnoses"].gather(1, found[..., 1]).bool().tolist()
+    told = torch.cat([batch["closed"], found[..., 0]], 1) + 1
     other = batch | {"labels": batch["labels"].scatter(1, told, 5)}
     assert objective(**other)["loss"].item() == pytest.approx(loss, abs=1e-6)
-    softer = batch | {"diagnoses": batch["diagnoses"] * 0 + 0.5}
-    assert abs(objective(**softer)["loss"].item() - loss) > 1e-4
+    for part in (slice(0, 5), slice(5, None)):
+        softer = batch | {"diagnoses": batch["diagnoses"].clone()}
+        softer["diagnoses"][:, part] = 0.5
+        assert abs(objective(**softer)["loss"].item() - loss) > 1e-4
     trained = {name.split(".")[0] for name, p in objective.named_parameters() if p.requires_grad}
     assert trained == {"model"}
     objective.set_stage("speak")

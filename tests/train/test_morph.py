@@ -88,9 +88,9 @@ def test_pages_of_morphs_come_between_those_of_records(labels_csv: Path, tokeniz
     seen: list[str] = []
     whole = data.page
 
-    def page(example, rng):  # type: ignore[no-untyped-def]
+    def page(example, rng, findings=None):  # type: ignore[no-untyped-def]
         seen.append(example.record.name)
-        return whole(example, rng)
+        return whole(example, rng, findings)
 
     data.page = page  # type: ignore[method-assign]
     items = [data[k] for k in range(12)]
@@ -102,6 +102,7 @@ def test_pages_of_morphs_come_between_those_of_records(labels_csv: Path, tokeniz
     for item, row in zip(told, logits, strict=True):
         assert item["diagnoses"] == pytest.approx(1 / (1 + np.exp(-row)), abs=1e-6)
         assert (item["closed"] >= 0).all()
+        assert len(np.unique(item["found"][:, 1])) == len(item["found"]) == 3
         answers = tokenizer.decode(item["ids"][item["labels"] > 0], skip_special=True)
         assert "Rhythm" not in answers
         assert "Conclusion" not in answers

@@ -75,3 +75,15 @@ def test_too_few_patients_are_refused(labels_csv: Path) -> None:
     examples, _ = read_examples(labels_csv, ("train",))
     with pytest.raises(UserError, match="5 patients"):
         signal.cross_fitted(examples[:2], np.zeros((2, 28), np.float32), seed=0)
+
+
+def test_calibration_undoes_what_ridge_shrinks() -> None:
+    rng = np.random.default_rng(0)
+    truth = np.stack([rng.normal(0, 2, 4000), np.full(4000, 1.0)], 1)
+    targets = (rng.random(truth.shape) < 1 / (1 + np.exp(-truth))).astype(np.float32)
+    targets[::7, 0] = np.nan
+    targets[:, 1] = 0
+    shrunk = (0.3 * truth - 1.0).astype(np.float32)
+    again = signal.calibrated(shrunk, targets, shrunk[:50])
+    assert np.abs(again[:, 0] - truth[:50, 0]).max() < 0.6
+    assert np.array_equal(again[:, 1], shrunk[:50, 1])  # nothing to learn from
