@@ -22,4 +22,5 @@ def keep_heap() -> bool:
     if mallopt is None:  # not glibc
         return False
     pairs = ((_ARENAS, 1), (_MAPPED, _LARGEST), (_TRIM, _KEPT))
-    return all([mallopt(ctypes.c_int(name), ctypes.c_int(value)) == 1 for name, value in pairs])
+    done = [mallopt(ctypes.c_int(name), ctypes.c_int(value)) == 1 for name, value in pairs]
+    return all(done)

@@ -224,7 +224,9 @@ def test_scoring_ends_when_cancelled_or_out_of_time_and_says_so(bundled, pages, 
     now = [0.0]
     monkeypatch.setattr("pulse_edge.runtimes.session.time.monotonic", lambda: now[0])
     inner = bundled.backend.extend
-    monkeypatch.setattr(bundled.backend, "extend", lambda tokens: now.__setitem__(0, now[0] + 1) or inner(tokens))
+    monkeypatch.setattr(
+        bundled.backend, "extend", lambda tokens: now.__setitem__(0, now[0] + 1) or inner(tokens)
+    )
     part = bundled.findings(pages["wide"], time_limit=2.5)
     assert bundled.finish_reason == "time"
     assert part == {name: whole[name] for name in list(whole)[:3]}
