@@ -5,7 +5,8 @@
 Each client sends photos of the shipped ECGs, asks further questions, lists, opens, exports and deletes, talks
 OpenAI's chat with and without a stream, hangs up in the middle now and then, and comes back when it is told
 to (429). Counted is every status; taken are the latencies of what was answered, and the server's memory,
-threads and open files once a second. Prints a table and writes benchmarks/results/serve_load.json.
+threads and open files once a second. Before that, four ECGs are sent one after the other: the first is what
+a cart takes right after its start. Prints a table and writes benchmarks/results/serve_load.json.
 
 Passed is: no status but 200 and 429 and no connection that failed; memory flat, which is a slope below 1 MB a
 minute over the second half and a median of the last quarter within 5 % of that of the second; every study
@@ -155,6 +156,16 @@ class Client:
             self._tally.statuses["delete"][type(error).__name__] += 1
 
 
+def one_by_one(server: Server, times: int = 4) -> list[float]:
+    """Return the seconds that an idle service takes for each of the first ECGs."""
+    seconds = []
+    for row in samples()[:times]:
+        photo, begin = (SAMPLES / row["image"]).read_bytes(), time.monotonic()
+        httpx.post(f"{server.url}/v1/ecg", files={"image": photo}, timeout=300).raise_for_status()
+        seconds.append(round(time.monotonic() - begin, 3))
+    return seconds
+
+
 async def load(server: Server, clients: int, minutes: float) -> Tally:
     """Let the clients run, and look at the server once a second."""
     tally, begin = Tally(), time.monotonic()
@@ -201,6 +212,7 @@ def percentiles(values: list[float]) -> dict[str, float]:
 def measure(bundle: Path | None, clients: int, minutes: float) -> dict[str, Any]:
     """Run the server and the clients; return the figures and what was not passed."""
     with running(bundle) as server:
+        first = one_by_one(server)
         tally = asyncio.run(load(server, clients, minutes))
         state = httpx.get(f"{server.url}/healthz").json()["state"]
         missing = [s for s in tally.kept if httpx.get(f"{server.url}/v1/studies/{s}").status_code != 200]
@@ -227,6 +239,7 @@ def measure(bundle: Path | None, clients: int, minutes: float) -> dict[str, Any]
         "statuses": {kind: dict(counts) for kind, counts in sorted(tally.statuses.items())},
         "bad": bad,
         "seconds": {kind: percentiles(values) for kind, values in sorted(tally.seconds.items())},
+        "first_ecgs_s": first,
         "memory": used,
         "studies_kept": len(tally.kept),
         "audit_lines": log.lines,
@@ -253,6 +266,7 @@ def main() -> None:
         row = figures["seconds"].get(kind, {})
         times = " ".join(f"{row[key]:>8.2f}" if row else f"{'':>8}" for key in ("p50", "p95", "p99"))
         print(f"{kind:<16} {counts.get('200', 0):>8} {counts.get('429', 0):>8} {times}")
+    print("the first ECGs, alone, s:", *figures["first_ecgs_s"])
     print("memory", figures["memory"])
     for what, passed in figures["passed"].items():
         print(f"{'passed' if passed else 'NOT PASSED':<10} {what}")

@@ -83,9 +83,11 @@ class Session:
     Attributes:
         runtime: as given.
         calibration, answers: as given.
-        finish_reason: why the last answer ended: ``stop`` (the model or a stop string ended it), ``length``
-            (its bound or the model's context), ``time``, ``cancelled`` (or no longer read); None while it
-            goes on.
+        finish_reason: why the last answer or scoring ended: ``stop`` (the model or a stop string ended it, or
+            every label was scored), ``length`` (its bound or the model's context), ``time``, ``cancelled``
+            (or no longer read); None while it goes on.
+        usage: ``prompt_tokens`` (those of the picture included, read anew or not) and ``completion_tokens``
+            (every one that was generated, but the end token) of the last conversation.
         timing_ms: of the last calls on the present picture: preprocess, vision, prefill (image and
             question, up to the first logits) and decode_per_token; None until measured.
     """
@@ -107,9 +109,16 @@ class Session:
         self.answers = answers or read_answers(None)
         self._vocabulary: Vocabulary | None = None
         self.finish_reason: Finish | None = None
+        self.usage = {"prompt_tokens": 0, "completion_tokens": 0}
         self.timing_ms: dict[str, float | None] = {}
         self._seen: NDArray[np.uint8] | None = None
         self._forget()
+
+    def warm_up(self) -> None:
+        """Do now what a backend does but once, where it has such things to do: read weights from the disk,
+        reserve memory. The first question then takes no longer than any other."""
+        self._forget()
+        getattr(self.backend, "warm_up", lambda: None)()
 
     def ask(self, image: Picture, question: str, max_new_tokens: int | None = None) -> str:
         """Return the whole answer; see :meth:`stream`."""
@@ -149,9 +158,11 @@ class Session:
         if not all(stop):
             raise UserError("A stop string is empty. Leave it out, or write the text to stop before.")
         self.finish_reason = None
+        self.usage = {"prompt_tokens": 0, "completion_tokens": 0}
         limits = Limits(time_limit, cancel)
         try:
             logits = self._read(image, turns, limits)
+            self.usage["prompt_tokens"] = self.backend.position
             self.finish_reason = yield from self._decode(logits, max_new_tokens, stop, limits)
         except GeneratorExit:  # the caller reads no further
             self.finish_reason = "cancelled"
@@ -159,8 +170,16 @@ class Session:
         except Halted as halted:
             self.finish_reason = halted.reason
 
-    def findings(self, image: Picture) -> dict[str, dict[str, Any]]:
+    def findings(
+        self,
+        image: Picture,
+        time_limit: float | None = None,
+        cancel: Callable[[], bool] | None = None,
+    ) -> dict[str, dict[str, Any]]:
         """Return what the label set says of a page, calibrated if the model carries a calibration.
+
+        Args:
+            image, time_limit, cancel: see :meth:`label`.
 
         Returns:
             ``{NAME: {"phrase": str, "probability": 0 to 1, "answer": "yes" | "no" | "uncertain"}}``
@@ -170,7 +189,7 @@ class Session:
         """
         calibration = self.calibration or uncalibrated(self.labels)
         found = {}
-        for name, score in self.label(image).items():
+        for name, score in self.label(image, time_limit, cancel).items():
             probability = score if self.calibration is None else calibration.probability(name, score)
             found[name] = {
                 "phrase": self.labels[name]["phrase"],
@@ -179,19 +198,36 @@ class Session:
             }
         return found
 
-    def label(self, image: Picture) -> dict[str, float]:
+    def label(
+        self,
+        image: Picture,
+        time_limit: float | None = None,
+        cancel: Callable[[], bool] | None = None,
+    ) -> dict[str, float]:
         """Return the model's own probability of every label: that of the positive answer to its closed
         question, against the negative one. It is not calibrated: see :meth:`findings`.
+
+        Args:
+            image: a path, which is opened upright, a Pillow image, or uint8 [H, W, 3] RGB.
+            time_limit: seconds from now; labels that were not scored by then are missing, and
+                ``finish_reason`` is ``time``.
+            cancel: asked before every label and between the steps of reading the picture; True ends the
+                scoring likewise.
 
         Raises:
             ImageError: the picture cannot be used.
         """
+        self.finish_reason = None
+        limits = Limits(time_limit, cancel)
+        positive, negative = self.scoring["positive"], self.scoring["negative"]
         probabilities = {}
-        for name, label in self.labels.items():
-            logits = self._read(image, [(self.scoring["question"].format(**label), None)])
-            probabilities[name] = yes_no(
-                logits, self.tokenizer, self.scoring["positive"], self.scoring["negative"]
-            )
+        try:
+            for name, label in self.labels.items():
+                logits = self._read(image, [(self.scoring["question"].format(**label), None)], limits)
+                probabilities[name] = yes_no(logits, self.tokenizer, positive, negative)
+            self.finish_reason = "stop"
+        except Halted as halted:
+            self.finish_reason = halted.reason
         return probabilities
 
     def structured(
@@ -225,8 +261,14 @@ class Session:
     ) -> Generator[str, None, Finish]:
         budget = self.max_new_tokens if max_new_tokens is None else max_new_tokens
         room = self.backend.context - self.backend.position + 1  # the last token is not read again
+
+        def pick(scores: NDArray[np.float32]) -> int:
+            token = most_likely(scores)
+            self.usage["completion_tokens"] += token != self.tokenizer.eos_id
+            return token
+
         pieces: Pieces = greedy(
-            Recorder(self.backend, self._tail), self.tokenizer, logits, min(budget, room), most_likely, halt
+            Recorder(self.backend, self._tail), self.tokenizer, logits, min(budget, room), pick, halt
         )
         if stop:
             pieces = until(pieces, stop)

@@ -57,7 +57,8 @@ def structured(
         session: of the model.
         image: a path, a Pillow image, or uint8 [H, W, 3] RGB.
         max_new_tokens: bounds the report; the session's bound by default.
-        time_limit: seconds; what is not there by then is null, and the report ends where it is.
+        time_limit: seconds; labels that were not scored by then are missing, values that are not there are
+            null, and the report ends where it is.
         cancel: asked before every token; True ends the answer likewise.
         support: see :data:`SUPPORT`; 0 takes every value that the grammar allows.
 
@@ -72,13 +73,15 @@ def structured(
     answer: dict[str, Any] = {
         "schema": 1,
         "calibrated": session.calibration is not None,
-        "findings": session.findings(image),
+        "findings": session.findings(image, limits.left(), cancel),
         "rate": None,
         "rhythm": None,
         "intervals": dict.fromkeys(answer_schema()["properties"]["intervals"]["properties"]),
         "axis": None,
         "report": "",
     }
+    if session.finish_reason != "stop":
+        return answer
     if session.answers.mode == "direct":
         return answer | _direct(session, vocabulary, image, budget, limits)
     for name, measure in session.answers.measures.items():

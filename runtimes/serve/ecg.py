@@ -140,7 +140,7 @@ def _read_and_store(service: Service, job: Job, study: str, asked: Asked) -> Non
     job.emit("quality", shot.quality)
     service.pages[study] = page
     job.emit("page", {"study": study, "page": f"/v1/studies/{study}/{PAGE}"})
-    findings = model.findings(shot.page)
+    findings = model.findings(shot.page, job.halted)
     found = time.perf_counter()
     job.check()
     job.emit("findings", findings)

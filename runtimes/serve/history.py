@@ -37,6 +37,13 @@ router = APIRouter(responses=FAILURES)
 StudyId = Annotated[str, Part(pattern="^[0-9a-f]{32}$", description="Of the study.")]
 _SUFFIX: Final = {"image/jpeg": ".jpg", "image/png": ".png", "image/heic": ".heic", "image/tiff": ".tif"}
 
+_GRADES: Final = {
+    "good": "The photo is good.",
+    "usable": "The photo is readable, but not perfect:",
+    "refuse": "The photo was refused, and read all the same: nothing below may be trusted.",
+    "unchecked": "The picture was read as it is; nothing checked it.",
+}
+
 
 def _service(request: Request) -> Service:
     service: Service = request.app.state.service
@@ -130,6 +137,7 @@ def _text(study: dict[str, Any]) -> str:
         f"Study {study['number']}, {study['created']}, reference: {study['reference'] or 'none'}",
         f"Model {study['model']['name']}, bundle {study['model']['bundle_sha256']}",
         "Research use; not a medical device. No answer below may guide a patient's care.",
+        " ".join([_GRADES[study["quality"]["grade"]], *study["quality"]["reasons"]]),
         "",
         *(
             f"{name} ({f['phrase']}): {f['probability']:.3f}, {f['answer']}"
@@ -138,6 +146,8 @@ def _text(study: dict[str, Any]) -> str:
     ]
     for answer in study["answers"]:
         lines += ["", answer["question"], answer["text"]]
+        if answer["finish"] == "length":
+            lines.append("[cut off here: the model had more to say]")
     return "\n".join(lines) + "\n"
 
 

@@ -11,8 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pulse_edge.bundle import read_manifest
-from pulse_edge.model.prompt import build_prompt, encode_prompt
-from pulse_edge.runtimes.generate import split_at_image
 from pulse_edge.runtimes.load import load
 from pulse_edge.runtimes.serve.health import Bundle
 from pulse_edge.runtimes.session import Session
@@ -22,7 +20,7 @@ Turns = Sequence[tuple[str, str | None]]
 
 
 class Model:
-    """An opened bundle.
+    """An opened bundle, warmed up: its first answer takes no longer than any other.
 
     Args:
         named: folder of the bundle, or a link to it.
@@ -37,7 +35,7 @@ class Model:
         intended_use: as the manifest says.
         finish: why the last answer ended: stop, length or cancelled.
         read: tokens of its prompt, those of the picture included.
-        written: tokens of the answer.
+        written: tokens of the answer, the end token not counted.
 
     Raises:
         BundleError: the bundle is damaged, incomplete, not signed as required or newer.
@@ -54,6 +52,7 @@ class Model:
         manifest = read_manifest(folder)
         self.bundle = Bundle(named, folder, sorted(manifest["files"]))  # a change from here on shows
         self._session: Session = load(folder, threads=threads, require_key=require_key, runtime=runtime)
+        self._session.warm_up()
         self.labels = {name: {"phrase": entry["phrase"]} for name, entry in self._session.labels.items()}
         self.intended_use = str(manifest.get("intended_use") or "Research use; not a medical device.")
         name = manifest["model"].get("name") if isinstance(manifest["model"], dict) else None
@@ -65,9 +64,14 @@ class Model:
         self.finish = ""
         self.read = self.written = 0
 
-    def findings(self, page: Page) -> dict[str, dict[str, Any]]:
-        """Return ``{NAME: {"phrase", "probability", "answer": yes | no | uncertain}}`` for a page."""
-        return self._session.findings(page)
+    def findings(self, page: Page, halted: Callable[[], bool]) -> dict[str, dict[str, Any]]:
+        """Return ``{NAME: {"phrase", "probability", "answer": yes | no | uncertain}}`` for a page.
+
+        Args:
+            page: uint8 [H, W, 3], RGB.
+            halted: asked before every label; once it is True, the rest of them is missing.
+        """
+        return self._session.findings(page, cancel=halted)
 
     def answer(
         self,
@@ -92,9 +96,7 @@ class Model:
         session = self._session
         yield from session.chat(page, turns, max_new_tokens, tuple(stop), None, halted)
         self.finish = str(session.finish_reason)
-        _, behind = split_at_image(encode_prompt(build_prompt(turns), session.tokenizer))
-        self.read = session._kept + len(behind)  # what is kept is the picture and what stands before it
-        self.written = session.backend.position - self.read + (self.finish == "length")
+        self.read, self.written = session.usage["prompt_tokens"], session.usage["completion_tokens"]
 
     @property
     def timing_ms(self) -> dict[str, float]:

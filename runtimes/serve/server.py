@@ -15,6 +15,7 @@ import uvicorn
 from pulse_edge.errors import UserError
 from pulse_edge.runtimes.serve.app import create_app
 from pulse_edge.runtimes.serve.logs import alone, set_up
+from pulse_edge.runtimes.serve.memory import keep_heap
 from pulse_edge.runtimes.serve.model import Model
 from pulse_edge.runtimes.serve.service import Service
 from pulse_edge.runtimes.serve.settings import DRAIN_S, Settings
@@ -57,6 +58,7 @@ def serve(
         UserError: the address, the files for TLS or the data folder cannot be used.
         BundleError: the bundle cannot be run.
     """
+    keep_heap()
     if tls is not None:
         _check_tls(*tls)
     listener = _listen(settings.host, port)

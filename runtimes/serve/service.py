@@ -18,7 +18,7 @@ from pulse_edge.runtimes.serve.database import is_full
 from pulse_edge.runtimes.serve.errors import Refusal
 from pulse_edge.runtimes.serve.guidance import Guide
 from pulse_edge.runtimes.serve.health import Health
-from pulse_edge.runtimes.serve.logs import log
+from pulse_edge.runtimes.serve.logs import log, log_failure
 from pulse_edge.runtimes.serve.metrics import Metrics
 from pulse_edge.runtimes.serve.model import Model
 from pulse_edge.runtimes.serve.settings import Settings
@@ -146,8 +146,10 @@ class Service:
     def _load(self) -> None:
         try:
             model = self._open_model()
-        except PulseEdgeError as error:
-            self.failure = error
+        except Exception as error:  # without a model there is nothing to serve, whatever it was
+            if not isinstance(error, PulseEdgeError):
+                log_failure(error)
+            self.failure = error if isinstance(error, PulseEdgeError) else _unusable(error)
             self._end()
             return
         self._model, self.health.bundle = model, model.bundle
@@ -159,6 +161,14 @@ class Service:
         log("state", old=old, new=new)
         if "stopping" not in (old, new):
             self.note("state", old=old, new=new)
+
+
+def _unusable(error: Exception) -> PulseEdgeError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return PulseEdgeError(
+        f"The model was loaded but does not run ({reason}). See whether this machine has memory left, and "
+        "try the bundle with: pulse-edge run"
+    )
 
 
 def _claim(data: Path) -> int:

@@ -169,6 +169,72 @@ def test_the_time_limit_counts_from_the_first_piece_asked_for(bundled, pages, mo
     assert bundled.finish_reason == "time"
 
 
+def _greedily(session, page, question, count) -> list[int]:
+    """Tokens of the best answer, by a loop of its own."""
+    logits, tokens = session.logits(page, question), []
+    while len(tokens) < count:
+        tokens.append(int(logits.argmax()))
+        logits = session.backend.step(tokens[-1])
+    return tokens
+
+
+def test_usage_counts_every_token_that_was_read_and_written(bundled, pages, monkeypatch) -> None:
+    """Also those that a stop string, the end token or a cancelled answer leaves unseen."""
+    session, page = bundled, pages["wide"]
+    tokens = _greedily(session, page, FIRST, 20)
+    visual = len(session.backend.encode(preprocess(page), page.shape[1::-1]))
+    read = len(encode_prompt(build_prompt([(FIRST, None)]), session.tokenizer)) - 1 + visual
+
+    def usage(**options) -> tuple[int, int]:
+        list(session.chat(page, [(FIRST, None)], 20, **options))
+        return session.usage["prompt_tokens"], session.usage["completion_tokens"]
+
+    assert usage() == (read, 20)
+    assert usage() == (read, 20)  # with the picture read already
+    whole = session.tokenizer.decode(tokens)
+    stop = whole[len(whole) // 2 :][:3]
+    needed = next(n for n in range(1, 21) if stop in session.tokenizer.decode(tokens[:n]))
+    assert usage(stop=[stop]) == (read, needed)
+    asked = itertools.count()
+    assert usage(cancel=lambda: next(asked) >= 8) == (read, session.backend.position - read)
+    assert usage(cancel=lambda: True) == (0, 0)
+    turns = [(FIRST, "The heart rate is 72 bpm."), (SECOND, None)]
+    list(session.chat(page, turns, 1))
+    longer = len(encode_prompt(build_prompt(turns), session.tokenizer)) - 1 + visual
+    assert session.usage == {"prompt_tokens": longer, "completion_tokens": 1}
+    monkeypatch.setattr(session.tokenizer, "eos_id", tokens[4])
+    assert usage() == (read, tokens.index(tokens[4]))
+
+
+def test_scoring_ends_when_cancelled_or_out_of_time_and_says_so(bundled, pages, monkeypatch) -> None:
+    whole = bundled.findings(pages["wide"])
+    assert list(whole) == list(bundled.labels)
+    assert bundled.finish_reason == "stop"
+    counts = []
+    for allowed in range(12):
+        asked = itertools.count()
+        part = bundled.findings(pages["page"], cancel=lambda a=asked, n=allowed: next(a) >= n)
+        assert bundled.finish_reason == ("cancelled" if len(part) < len(whole) else "stop")
+        counts.append(len(part))
+        bundled.findings(pages["wide"])  # so that the page is read anew
+    assert counts[0] == 0
+    assert counts == sorted(counts)
+    assert counts[-1] == len(whole)
+    assert set(range(len(whole) + 1)) <= set(counts)  # asked before every label
+    now = [0.0]
+    monkeypatch.setattr("pulse_edge.runtimes.session.time.monotonic", lambda: now[0])
+    inner = bundled.backend.extend
+    monkeypatch.setattr(
+        bundled.backend, "extend", lambda tokens: now.__setitem__(0, now[0] + 1) or inner(tokens)
+    )
+    part = bundled.findings(pages["wide"], time_limit=2.5)
+    assert bundled.finish_reason == "time"
+    assert part == {name: whole[name] for name in list(whole)[:3]}
+    assert bundled.label(pages["wide"], time_limit=0) == {}
+    assert bundled.findings(pages["wide"]) == whole
+    assert bundled.finish_reason == "stop"
+
+
 def _shown(pieces: list[str], stops: list[str]) -> tuple[str, str, int]:
     def speak():
         for number, piece in enumerate(pieces, 1):

@@ -252,9 +252,15 @@ def test_time_and_the_caller_end_it_with_what_is_there(make, monkeypatch) -> Non
         session = make(3, mode)
         answer = structured(session, PAGE, 40, time_limit=0.0)
         check(answer)
-        assert (answer["rate"], answer["report"]) == (None, "")
+        assert (answer["findings"], answer["rate"], answer["report"]) == ({}, None, "")
         assert session.finish_reason == "time"
-        assert answer["findings"]  # they are always there
+        whole = make(3, mode).findings(PAGE)
+        asked = itertools.count()
+        answer = structured(session, PAGE, 40, cancel=lambda a=asked: next(a) > 4)
+        check(answer)
+        assert 0 < len(answer["findings"]) < len(whole)  # those that were scored by then
+        assert answer["findings"].items() <= whole.items()
+        assert (answer["rate"], answer["report"]) == (None, "")
 
 
 def test_findings_carry_the_calibration(make) -> None:

@@ -42,7 +42,7 @@ function route() {
   if (name === "refused" && reading.refusal && reading.pending) return reading.showRefused();
   if (name === "study" && id) return openStudy(decodeURIComponent(id));
   if (name === "history") return studies.show();
-  byId("reference").value = ""; // that of one ECG must not go along with the next
+  byId("reference").value = reading.takeReference();
   showView("take", t("nav.take"));
   return camera.start();
 }
@@ -71,8 +71,9 @@ async function health() {
   try {
     const response = await fetch("/healthz", { cache: "no-store" });
     const body = await response.json().catch(() => ({}));
-    if (response.ok) return ["ready", t("state.ready")];
     const message = typeof body.message === "string" ? body.message : "";
+    if (response.ok && (body.state ?? "ok") === "ok") return ["ready", t("state.ready")];
+    if (response.ok) return ["busy", t("state.but", { message })];
     return ["busy", message ? t("state.because", { message }) : t("state.busy")];
   } catch {
     return ["offline", t("state.offline")];

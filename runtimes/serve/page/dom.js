@@ -13,7 +13,7 @@ export function el(tag, props = {}, ...children) {
     else if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
     else node.setAttribute(key, value === true ? "" : value);
   }
-  node.append(...children);
+  node.append(...children.filter((child) => child !== false));
   return node;
 }
 

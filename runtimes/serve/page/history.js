@@ -63,6 +63,7 @@ export class History {
         {},
         el("strong", { text: created }),
         el("span", { text: study.reference || t("history.noReference") }),
+        study.quality?.grade === "refuse" && el("strong", { class: "refused", text: t("history.refused") }),
         el("span", { text: yes.length ? t("history.found", { findings: found }) : t("history.foundNone") }),
       ),
       el(

@@ -11,11 +11,22 @@ export class Reading {
     this.view = view;
     this.pending = null; // {photo, name, reference, accept}
     this.refusal = null;
-    byId("refused-again").addEventListener("click", () => (location.hash = "#/"));
+    this.retaken = ""; // the reference of an ECG that is photographed again
+    byId("refused-again").addEventListener("click", () => {
+      this.retaken = this.pending.reference;
+      location.hash = "#/";
+    });
     byId("refused-accept").addEventListener("click", () => {
       this.begin({ ...this.pending, accept: true });
     });
     byId("retry").addEventListener("click", () => this.retry());
+  }
+
+  // The reference to begin a photo with: that of one ECG must not go along with the next.
+  takeReference() {
+    const reference = this.retaken;
+    this.retaken = "";
+    return reference;
   }
 
   begin(pending) {

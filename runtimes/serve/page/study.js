@@ -157,7 +157,7 @@ export class StudyView {
   }
 
   finishAnswer(writer, data, study) {
-    writer.finish(data.text);
+    writer.finish(data);
     study.answers = [...(study.answers ?? []), data];
     announce(data.text);
   }
@@ -219,9 +219,14 @@ export function waiting(seconds, now) {
   byId("now").onclick = now;
 }
 
+// Of an answer that ended because it may be no longer: half a sentence must not pass for a whole one.
+function cutText(answer) {
+  return answer.finish === "length" ? t("answer.cut") : "";
+}
+
 function answerBox(answer, isReport) {
   const text = el("p", { class: "text", text: answer.text || "" });
-  const note = el("p", { class: "small" });
+  const note = el("p", { class: "cut", text: cutText(answer) });
   const title = isReport ? t("answer.report") : answer.question;
   const box = el("article", { class: "answer-box" }, el("h2", { text: title }), text, note);
   return {
@@ -233,7 +238,8 @@ function answerBox(answer, isReport) {
       text.append(String(delta));
     },
     finish(whole) {
-      text.textContent = String(whole ?? text.textContent) || t("answer.empty");
+      text.textContent = String(whole.text ?? text.textContent) || t("answer.empty");
+      note.textContent = cutText(whole);
     },
     stop() {
       note.textContent = t("answer.partial");

@@ -48,7 +48,7 @@ class Pace:
         self.labels = {"NORM": {"phrase": "a normal ECG"}}
         self.about = {"name": "pace", "bundle_sha256": self.bundle.sha256, "calibrated": False}
 
-    def findings(self, page: Any) -> dict[str, Any]:
+    def findings(self, page: Any, halted: Any) -> dict[str, Any]:
         return {"NORM": {"phrase": "a normal ECG", "probability": 0.5, "answer": "uncertain"}}
 
     def answer(

@@ -18,9 +18,17 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from pulse_edge.ecg.instruct import REPORT_QUESTION
+from pulse_edge.errors import BundleError, PulseEdgeError
 from pulse_edge.runtimes.capture.take import take
 from pulse_edge.runtimes.load import load
+from pulse_edge.runtimes.onnx import OnnxBackend
+from pulse_edge.runtimes.serve.app import create_app
 from pulse_edge.runtimes.serve.audit import check
+from pulse_edge.runtimes.serve.model import Model
+from pulse_edge.runtimes.serve.service import Service
+from pulse_edge.runtimes.serve.settings import Settings
+
+from .conftest import client_of, events
 
 EVENTS = {"accept": "text/event-stream"}
 
@@ -113,6 +121,94 @@ def test_a_page_that_is_refused_can_be_accepted_if_its_grid_was_found(
     study = send(real, stream.getvalue(), accept="true").json()
     assert study["quality"]["grade"] == "refuse"  # and the study says so
     assert study["quality"]["reasons"]
+    text = _answers(real, study)  # and what is handed on of it
+    assert "nothing below may be trusted. " + " ".join(study["quality"]["reasons"]) in text
+    assert text.index("trusted") < text.index("MI (")
+
+
+def _answers(client: TestClient, study: dict[str, Any]) -> str:
+    exported = client.get(f"/v1/studies/{study['id']}/export")
+    with zipfile.ZipFile(io.BytesIO(exported.content)) as archive:
+        return archive.read("answers.txt").decode()
+
+
+@pytest.mark.parametrize("finish", ["stop", "length"])
+def test_an_answer_that_was_cut_off_says_so_where_it_is_handed_on(
+    paced: TestClient, pace: Any, picture: bytes, finish: str
+) -> None:
+    pace.finish = finish
+    for _ in pace.words:
+        pace.go.release()
+    study = send(paced, picture, capture="off").json()
+    assert study["answers"][0]["finish"] == finish
+    assert ("[cut off here" in _answers(paced, study)) == (finish == "length")
+
+
+def test_the_deadline_ends_the_findings_and_frees_the_model(pace: Any, data: Path, picture: bytes) -> None:
+    ended = threading.Event()
+
+    def slowly(page: Any, halted: Callable[[], bool]) -> dict[str, Any]:
+        end = time.monotonic() + 20
+        while not halted():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        ended.set()
+        return {}  # as far as they came
+
+    pace.findings = slowly
+    service = Service(Settings(data, deadline_s=0.3, min_free=0), lambda: pace)
+    with client_of(service) as client:
+        answer = send(client, picture, EVENTS, capture="off")
+        assert ended.wait(20)
+        assert [name for name, _ in events(answer.text)] == ["quality", "page", "error"]
+        assert '"deadline"' in answer.text
+        assert client.get("/v1/studies").json() == {"studies": []}
+
+
+def test_scoring_asks_before_every_label_whether_to_go_on(small_bundle: Path, picture: bytes) -> None:
+    model, page = Model(small_bundle, threads=1), np.asarray(Image.open(io.BytesIO(picture)))
+    whole = model.findings(page, lambda: False)
+    answers = iter([False] * 2)
+    assert list(model.findings(page, lambda: next(answers, True))) == list(whole)[:2]
+
+
+def test_the_model_is_warm_before_the_service_says_ready(
+    small_bundle: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    inner = OnnxBackend.warm_up
+
+    def warm_up(backend: OnnxBackend) -> None:
+        begun.set()
+        assert go_on.wait(20)
+        inner(backend)
+
+    monkeypatch.setattr(OnnxBackend, "warm_up", warm_up)
+    service = Service(Settings(data, min_free=0), lambda: Model(small_bundle, threads=1))
+    with TestClient(create_app(service), base_url="http://localhost") as client:
+        assert begun.wait(20)
+        assert client.get("/healthz").json()["state"] == "loading"
+        go_on.set()
+        end = time.monotonic() + 30
+        while client.get("/healthz").json()["state"] != "ok":
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("error", [BundleError("The bundle is damaged."), RuntimeError("bad allocation")])
+def test_a_model_that_does_not_start_ends_the_service_instead_of_loading_for_ever(
+    data: Path, error: Exception
+) -> None:
+    ended = threading.Event()
+
+    def fail() -> Any:
+        raise error
+
+    service = Service(Settings(data, min_free=0), fail, end=ended.set)
+    with TestClient(create_app(service)):
+        assert ended.wait(20)
+    assert isinstance(service.failure, PulseEdgeError)
+    assert str(error) in str(service.failure)
 
 
 def test_a_question_in_place_of_the_report(real: TestClient, picture: bytes, small_bundle: Path) -> None:
@@ -275,10 +371,6 @@ def test_a_bundle_that_changes_while_it_reads_gives_no_answer(
 
 
 def test_without_a_model_yet_the_state_says_so(pace: Any, data: Path, picture: bytes) -> None:
-    from pulse_edge.runtimes.serve.app import create_app
-    from pulse_edge.runtimes.serve.service import Service
-    from pulse_edge.runtimes.serve.settings import Settings
-
     loaded = threading.Event()
 
     def slowly() -> Any:

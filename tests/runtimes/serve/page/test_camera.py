@@ -64,8 +64,11 @@ def test_it_is_taken_after_three_ready_frames_in_a_row(page) -> None:
 
 def test_ready_alone_takes_nothing_where_the_box_is_not_checked(page) -> None:
     seen = advise(page, lambda k: say("Ready: take the picture.", True))
-    page.wait_for_timeout(1500)
-    assert len(seen) >= 4
+    for _ in range(200):  # one more frame than takes it by itself; how fast they come is the machine's matter
+        if len(seen) >= 5:
+            break
+        page.wait_for_timeout(100)
+    assert len(seen) >= 5
     expect(page.locator("#view-take")).to_be_visible()
     with page.expect_request("**/v1/ecg"):
         page.locator("#shutter").press("Enter")

@@ -158,6 +158,11 @@ def test_a_bad_photo_is_refused_with_reasons(page, cut_file) -> None:
     assert page.locator("#quality-reasons li").all_inner_texts() == reasons
     page.click("#nav-history")
     expect(page.locator("#studies li")).to_have_count(before + 1)
+    warning = page.locator("#studies .refused")  # in the list too, beside what was found
+    expect(warning).to_have_count(1)
+    expect(page.locator("#studies li").first.locator(".refused")).to_have_text(
+        "Refused picture: nothing here may be trusted"
+    )
     page.click("#nav-take")
     expect(page.locator("#shutter")).to_be_enabled()
 
@@ -170,6 +175,20 @@ def test_what_is_no_ecg_cannot_be_accepted(page, tmp_path) -> None:
     expect(page.locator("#refused-accept")).to_be_hidden()
     page.click("#refused-again")
     expect(page.locator("#shutter")).to_be_enabled()
+
+
+def test_the_reference_stays_while_one_ecg_is_photographed_again_and_no_longer(
+    page, cut_file, photo_file
+) -> None:
+    page.expected.append("422")
+    page.fill("#reference", "bed 12")
+    page.set_input_files("#file", cut_file)
+    page.click("#refused-again", timeout=READING_MS)
+    expect(page.locator("#reference")).to_have_value("bed 12")
+    read(page, photo_file)
+    expect(page.locator("#study-facts")).to_contain_text("reference bed 12")
+    page.click("#nav-take")
+    expect(page.locator("#reference")).to_have_value("")  # another patient's ECG
 
 
 def test_a_blurred_camera_is_not_taken_by_itself(visit, launch, good, tmp_path) -> None:

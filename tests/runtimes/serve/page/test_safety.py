@@ -7,6 +7,8 @@ import re
 
 import pytest
 
+from pulse_edge.ecg.instruct import ASKED, CLOSED_QUESTIONS, FINDINGS, RATE_QUESTIONS, RHYTHMS
+
 from .conftest import PAGE, expect, read
 
 MARKUP = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script><b>bold</b>'
@@ -136,6 +138,16 @@ def test_all_words_are_in_one_file_and_all_of_them_are_used() -> None:
     assert unused == set()
     words = re.sub(r"<!--.*?-->|<title>PULSE</title>|<[^>]+>", " ", document, flags=re.DOTALL).split()
     assert words == ["PULSE"]  # the name in the header
+
+
+def test_the_questions_that_are_offered_are_of_the_kinds_that_models_learn() -> None:
+    """Others get answers too, and what they say is of something else."""
+    texts = json.loads((PAGE / "texts.en.json").read_text(encoding="utf-8"))
+    phrases = [{**RHYTHMS, **FINDINGS}[code] for code in ASKED]
+    learnt = {question.format(phrase=phrase) for question in CLOSED_QUESTIONS for phrase in phrases}
+    offered = {text for key, text in texts.items() if key.startswith("ask.suggestion.")}
+    assert len(offered) == 3
+    assert offered <= learnt | set(RATE_QUESTIONS)
 
 
 def test_texts_have_no_markup_and_no_jargon() -> None:

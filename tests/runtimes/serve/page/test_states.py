@@ -81,6 +81,35 @@ def test_the_state_stands_in_the_header(page) -> None:
     expect(page.locator("#state")).to_have_text("Ready")
 
 
+def test_a_clock_that_is_behind_is_said_although_ecgs_are_read(page) -> None:
+    message = "The clock of this cart runs behind its own records."
+    report = {"state": "clock_went_back", "message": message, "ready": True, "stores": True}
+    page.route("**/healthz", lambda route: route.fulfill(status=200, json=report))
+    page.evaluate("() => window.dispatchEvent(new Event('online'))")
+    expect(page.locator("#state")).to_have_text(f"Ready, but: {message}")
+
+
+def test_an_answer_that_was_cut_off_does_not_pass_for_a_whole_one(visit, browser, study) -> None:
+    cut = "Cut off here: the model had more to say. Do not take it for the whole answer."
+    answer = {"question": "Is it normal?", "text": "No evidence of", "created": study["created"]}
+    kept = {**study, "answers": [{**study["answers"][0], "finish": "stop"}, {**answer, "finish": "length"}]}
+    page = visit(browser, path="/#/history")
+    page.route(f"**/v1/studies/{study['id']}", lambda route: route.fulfill(json=kept))
+    page.goto(page.url.replace("history", f"study/{study['id']}"))
+    notes = page.locator("#answers .cut")
+    expect(notes).to_have_text(["", cut])
+    expect(notes.first).to_be_hidden()
+    bodies = [
+        events(("text", {"delta": "No"}), ("done", {**answer, "finish": f})) for f in ("stop", "length")
+    ]
+    stream = "text/event-stream"
+    page.route("**/ask", lambda route: route.fulfill(content_type=stream, body=bodies.pop()))
+    for note in (cut, ""):
+        page.locator("#suggestions button").first.click()
+        expect(page.locator("#answers")).to_have_attribute("aria-busy", "false")
+        expect(notes.last).to_have_text(note)
+
+
 def test_no_connection(page, photo_file) -> None:
     page.expected += ["ERR_INTERNET_DISCONNECTED", "ERR_FAILED"]
     page.context.set_offline(True)
