@@ -28,6 +28,9 @@ _BLOCKS: Final = {"jetson": (128, 64), "onnx": (128, 64), "coreml": (128, 64, 32
 _NVFP4_BLOCK: Final = 16  # with an fp8 scale
 # Caches alive at one time: TensorRT's runtime and ONNX Runtime read one and write another beside it.
 _CACHES: Final = {"jetson": 2, "onnx": 2, "coreml": 1}
+# Widths of attention heads that ONNX Runtime's own operators take are multiples of it: with other ones there
+# is no second graph for prompts (export/ort_decoder.py).
+_HEADS: Final = 16
 _ALIGNMENT: Final = 32  # of Core ML's cache, which also has room for a padded step
 # ONNX Runtime keeps repacked copies of weights, and computes fp16 in fp32: what it holds for every byte
 # (benchmarks/ort_memory.py, once 75 MB of the session are taken off; int4 as seen at 7 B too).
@@ -150,6 +153,17 @@ def weight_bytes(shape: ModelShape, setup: Setup) -> int:
     return matrices + 2 * table * shape.table + 4 * shape.small
 
 
+def prompt_bytes(shape: ModelShape, setup: Setup) -> int:
+    """Bytes of the second graph that int4 has in ONNX Runtime, as export writes it; 0 where there is none.
+
+    It reads prompts: the same decoder with matrices of 8 bits and an fp32 scale a column. Embedding table and
+    head are those of the first.
+    """
+    if (setup.target, setup.precision) != ("onnx", "int4") or shape.head_dim % _HEADS:
+        return 0
+    return shape.layers * sum(k * n + 4 * n for k, n in shape.linears) + 4 * shape.small
+
+
 def _matrix_bytes(k: int, n: int, setup: Setup) -> int:
     precision = setup.precision
     if precision in ("fp32", "fp16"):
@@ -166,7 +180,8 @@ def memory(shape: ModelShape, setup: Setup) -> dict[str, int]:
     """Bytes that each line of :data:`LINES` needs at the worst moment, and their ``total``.
 
     * weights and vision (tower, only layers that run, and projector, in the computing precision): as stored,
-      times :data:`HELD` in ONNX Runtime.
+      times :data:`HELD` in ONNX Runtime, where int4's second graph, whose weights are taken as they lie in
+      the file, comes on top.
     * kv: 2 · layers · key-value heads · width · length, times the caches alive at a time.
     * activations: the larger of reading the tiles and reading as much as the runtime reserves for one step. A
       decoder layer holds residual, normed input, queries, keys, values, result and attention's scores, or
@@ -181,7 +196,7 @@ def memory(shape: ModelShape, setup: Setup) -> dict[str, int]:
     held = HELD.get(setup.precision, 1.0) if setup.target == "onnx" else 1.0
     vision = (tower.run_parameters + tower.projector) * size if tower else 0
     lines = {
-        "weights": round(weight_bytes(shape, setup) * held),
+        "weights": round(weight_bytes(shape, setup) * held) + prompt_bytes(shape, setup),
         "vision": round(vision * (held if setup.precision == "fp16" else 1.0)),
         "kv": setup.cached_bytes(shape, setup.cached(shape)) * _CACHES[setup.target],
         "activations": (max(seen, attention, mlp) + shape.vocab) * size,

@@ -24,6 +24,7 @@ from pulse_edge.fit import (
     Setup,
     fit,
     memory,
+    prompt_bytes,
     require_fit,
     usable_bytes,
     weight_bytes,
@@ -66,18 +67,31 @@ def test_pulse_7b_in_fp16_is_the_released_file():
     assert 2 * PULSE.parameters == 14_125_813_760
 
 
-@pytest.mark.parametrize(("target", "precision"), [("jetson", "int4"), ("onnx", "int8")])
+@pytest.mark.parametrize(("target", "precision"), [("jetson", "int4"), ("onnx", "int8"), ("onnx", "int4")])
 def test_weights_are_as_large_as_the_files_that_export_writes(target, precision, tmp_path):
     from pulse_edge.export import export_bundle
 
     checkpoint = resolve_model("pulse-nano")
     export_bundle(checkpoint, tmp_path / "bundle", target, precision=precision)
-    files = [path for path in (tmp_path / "bundle").iterdir() if path.name.startswith(("decoder.", "embed."))]
-    written = sum(path.stat().st_size for path in files)
-    said = weight_bytes(read_shape(checkpoint), Setup(precision=precision, target=target))
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "bundle").glob("*.onnx*")}
+    shape, setup = read_shape(checkpoint), Setup(precision=precision, target=target)
+    said, second = weight_bytes(shape, setup), prompt_bytes(shape, setup)
+    written = sum(size for name, size in sizes.items() if name.startswith(("decoder.", "embed.")))
+    again = sum(size for name, size in sizes.items() if name.startswith("prompt."))
     # beside the weights: the graphs, rotary tables of 1,024 positions, gaps of up to 4 KiB between arrays
     assert said < written < said + 450_000
     assert said > 1_000_000
+    assert (second > 0) == (again > 0) == ((target, precision) == ("onnx", "int4"))
+    assert second <= again <= 1.2 * second
+
+
+def test_heads_that_have_no_second_graph_are_those_that_export_says():
+    from pulse_edge.export.ort_decoder import takes
+    from pulse_edge.export.shape import DecoderShape
+
+    for width in range(8, 144, 4):
+        has = prompt_bytes(replace(PULSE, head_dim=width), Setup(target="onnx")) > 0
+        assert has == takes(DecoderShape(1, 64, 2, 2, width, 100, 128, 1e4, 1e-5))
 
 
 def test_onnx_runtime_holds_what_was_measured(root):

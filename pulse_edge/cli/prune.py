@@ -35,7 +35,7 @@ def prune(
 ) -> None:
     """Take tokens, layers or widths from a checkpoint, within a budget of accuracy."""
     from pulse_edge import commands
-    from pulse_edge.commands._judged import show_gate
+    from pulse_edge.commands._judged import told
 
     with stages() as tick:
         result = commands.prune(
@@ -52,5 +52,5 @@ def prune(
     typer.echo(
         f"visual       {was['visual_tokens']} -> {now['visual_tokens']} tokens, prefill {less:.0%} less"
     )
-    for line in show_gate(result["gate"]):
+    for line in told(result):
         typer.echo(line)

@@ -17,6 +17,7 @@ from pulse_edge.errors import BudgetError
 from pulse_edge.evaluate.score import THRESHOLD, Scored, auroc
 
 RESAMPLES: Final = 1000
+REMEDY: Final = "Use more bits, a smaller group or another method"
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def judge(
     result: Mapping[str, Any],
     budget: Budget,
     accept_loss: bool,
-    remedy: str = "Use more bits, a smaller group or another method",
+    remedy: str = REMEDY,
 ) -> dict[str, Any]:
     """Return ``result`` with its budget and the verdict.
 
