@@ -18,7 +18,7 @@ from typing import Any
 
 from machine import describe_machine
 
-from pulse_edge.fit import Setup, weight_bytes
+from pulse_edge.fit import Setup, prompt_bytes, weight_bytes
 from pulse_edge.model.checkpoint import resolve_model, save_model
 from pulse_edge.model.tokenizer import Tokenizer
 from pulse_edge.shape import read_shape
@@ -83,7 +83,7 @@ def measure(checkpoint: Path, folder: Path, precision: str) -> dict[str, Any]:
     )
     shape, setup = read_shape(checkpoint), Setup(precision=precision, target="onnx")
     table = shape.table * (4 if precision == "fp32" else 2)
-    counted = (weight_bytes(shape, setup) - table) / 1e6
+    counted = (weight_bytes(shape, setup) + prompt_bytes(shape, setup) - table) / 1e6
     return {"counted": counted, "before": before, "peak": peak, "held": (peak - before) / counted}
 
 

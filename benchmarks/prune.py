@@ -143,7 +143,7 @@ def show_layouts(rows: list[dict[str, Any]]) -> None:
 def choices(source: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Score every way to choose tokens, without healing."""
     probe = Probe(source, options)
-    whole = probe.scored(lambda k: torch.arange(probe.count), "anew")
+    whole = probe.scored([torch.arange(probe.count)] * len(probe.pages), "anew")
     full = auroc(whole.truth, whole.score, whole.names)["macro"]
     assert full is not None
     print(f"\nall {probe.count} tokens: macro AUROC {full:.4f} on {len(whole.truth)} ECGs")
@@ -155,9 +155,9 @@ def choices(source: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
         line = f"{name:22s}"
         for keep in options.keep:
             row: dict[str, Any] = {"way": name, "tokens": keep}
+            chosen = [choose(k, keep) for k in range(len(probe.pages))]
             for kind in PLACES:
-                scored = probe.scored(lambda k: choose(k, keep), kind)  # noqa: B023
-                found = compare(whole, scored, not options.no_intervals)
+                found = compare(whole, probe.scored(chosen, kind), not options.no_intervals)
                 share = (found["auroc"]["macro"] - 0.5) / (full - 0.5)
                 row[kind] = {
                     "auroc": found["auroc"]["macro"],
@@ -280,14 +280,14 @@ class Probe:
         return torch.topk(paid, keep).indices.sort().values
 
     @torch.no_grad()
-    def scored(self, choose: Callable[[int], Tensor], kind: str, size: int = 16) -> Scored:
+    def scored(self, choice: list[Tensor], kind: str, size: int = 16) -> Scored:
         """Score all pages with some of their tokens, in positions of :data:`PLACES`."""
         scores = []
         for start in range(0, len(self.pages), size):
             numbers = range(start, min(start + size, len(self.pages)))
             rows, places = [], []
             for k in numbers:
-                chosen, features = choose(k), self.features[k].float()
+                chosen, features = choice[k], self.features[k].float()
                 if chosen.is_floating_point():
                     rows.append(chosen @ features)
                     places.append((chosen @ torch.arange(self.count).float()).round().long())

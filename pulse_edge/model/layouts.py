@@ -187,7 +187,8 @@ def _spreads(spread: object, keep: int | None) -> bool:
     """Whether a list says where ``keep`` visual tokens stand; see ``places.positions``."""
     if not isinstance(spread, list) or len(spread) != 3 or not all(type(n) is int for n in spread):
         return False
-    return spread[0] >= 0 and spread[1] == keep and keep <= spread[2]
+    first, kept, every = spread
+    return bool(first >= 0 and kept == keep and kept <= every)
 
 
 def _unsupported(what: str, value: object, known: object) -> CheckpointError:

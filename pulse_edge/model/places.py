@@ -2,8 +2,8 @@
 and for graphs written without it.
 
 A language model has learnt on so many visual tokens; fewer, counted anew, would stand closer together than
-any that it ever saw, and the question behind them too. So the kept ones stand evenly over the places of all of
-them. That is the same for every page, and every runtime's rotary tables hold it: none has to know.
+any that it ever saw, and the question behind them too. So the kept ones stand evenly over the places of all
+of them. That is the same for every page, and every runtime's rotary tables hold it: none has to know.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class SpreadRotary(nn.Module):
         return found
 
 
-def spread_positions(language_model: nn.Module) -> None:
+def spread_positions(language_model: Any) -> None:
     """Let a language model, as transformers builds it, stand its tokens as its configuration says."""
     config = language_model.config
     if getattr(config, "spread", None) is not None:
