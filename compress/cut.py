@@ -44,7 +44,7 @@ class Cut:
 
     Attributes:
         tokens: visual tokens kept of a page, a multiple of five.
-        keep_by: which: by ``ink``, or ``uniform``.
+        keep_by: which: ``uniform``, or by ``ink``.
         layers: decoder layers.
         mlp: neurons in each decoder layer.
         kv_heads: groups of heads in each decoder layer, each with one key and value head.
@@ -53,7 +53,7 @@ class Cut:
     """
 
     tokens: int | None = None
-    keep_by: str = "ink"
+    keep_by: str = "uniform"
     layers: int | None = None
     mlp: int | None = None
     kv_heads: int | None = None

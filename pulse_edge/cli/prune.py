@@ -15,7 +15,7 @@ def prune(
     checkpoint: Annotated[str, typer.Argument(help="Checkpoint folder or shipped name.")] = "pulse-nano",
     output: Annotated[Path | None, typer.Option(help="Folder of the new checkpoint.")] = None,
     tokens: Annotated[int | None, typer.Option(help="Visual tokens kept of a page.")] = None,
-    keep_by: Annotated[str, typer.Option(help="Which: ink or uniform.")] = "ink",
+    keep_by: Annotated[str, typer.Option(help="Which: uniform or ink.")] = "uniform",
     layers: Annotated[int | None, typer.Option(help="Decoder layers that stay.")] = None,
     mlp: Annotated[int | None, typer.Option(help="Neurons that stay in each of them.")] = None,
     kv_heads: Annotated[int | None, typer.Option(help="Groups of heads that stay in each of them.")] = None,

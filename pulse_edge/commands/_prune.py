@@ -17,7 +17,7 @@ def prune(
     checkpoint: str = "pulse-nano",
     output: Path | None = None,
     tokens: int | None = None,
-    keep_by: str = "ink",
+    keep_by: str = "uniform",
     layers: int | None = None,
     mlp: int | None = None,
     kv_heads: int | None = None,
@@ -41,7 +41,7 @@ def prune(
         checkpoint: folder or shipped name.
         output: folder of the new checkpoint; ``./<checkpoint>-pruned`` by default.
         tokens: visual tokens kept of a page, a multiple of five.
-        keep_by: which: ``ink`` (those that show trace) or ``uniform``.
+        keep_by: which: ``uniform`` (at even distances) or ``ink`` (those that show trace).
         layers: decoder layers that stay.
         mlp: neurons that stay in each of them.
         kv_heads: groups of heads that stay in each of them.
