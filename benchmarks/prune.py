@@ -8,10 +8,11 @@ second layer (the criterion of FastV, Chen et al., ECCV 2024; written anew here)
 token with most ink from each of as many stretches of the page, and ``... , merged`` lets every dropped token
 count for the one kept nearest to it (after ToMe, Bolya et al., ICLR 2023). Each in three positions: counted
 anew; spread evenly over all places, the same for every page, so that rotary tables can hold them; and where
-the tokens stood, which for a choice by ink differs from page to page. Then the two ways that
-ship, and layers and widths, healed for a while and exported. Chosen on validation patients with ``--split
-validation``; reported on test patients. Prints tables and writes benchmarks/results/prune.json. About 40
-minutes on one quiet core, most of it healing.
+the tokens stood, which for a choice by ink differs from page to page. Then the two ways that ship, and layers
+and widths, healed for a while and exported. Chosen on validation patients with ``--split validation``;
+reported on test patients. Prints tables and writes benchmarks/results/prune.json. On one quiet core an hour
+for tokens, most of it intervals (a quarter with ``--no-intervals``), and 40 minutes for cuts, most of it
+healing.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ weights, 8 minutes for each row of 7B without data, 5 to 7 minutes for each of t
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -115,7 +116,7 @@ def parts(output: Path) -> int:
 
 
 def data_free(args: argparse.Namespace, checkpoint: Path) -> dict[str, Any]:
-    """Round to nearest; ``sha256`` are those of the weights that come out."""
+    """Round to nearest; ``sha256`` is that of the weights that come out."""
     output = args.work / "ours"
     row = run(sys.executable, OURS, [str(checkpoint), str(output), "rtn", "-", "1"], args.memory)
     row |= {"output_bytes": size_of(output), "sha256": digest(output)}
@@ -176,11 +177,12 @@ def calibrated(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def digest(folder: Path) -> dict[str, str]:
-    """SHA-256 of every weight file."""
+def digest(folder: Path) -> str:
+    """One SHA-256 of the names and hashes of all weight files."""
     from pulse_edge.bundle import sha256_file
 
-    return {path.name: sha256_file(path) for path in folder.glob("*.safetensors")}
+    lines = [f"{sha256_file(path)}  {path.name}\n" for path in sorted(folder.glob("*.safetensors"))]
+    return hashlib.sha256("".join(lines).encode()).hexdigest() if lines else ""
 
 
 def size_of(folder: Path) -> int | None:
