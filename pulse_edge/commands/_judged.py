@@ -5,6 +5,7 @@ What `quantize`, `search`, `prune` and `distill` share.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,16 +90,29 @@ def _calibrate_anew(source: Path, folder: Path, records: Path, limit: int | None
         return
 
 
-def calibration_of(source: Path, output: Path) -> dict[str, Any]:
-    """Return what became of a calibration, which is fitted to the probabilities of the very weights.
+def ended(source: Path, output: Path, gate: dict[str, Any], start: float) -> dict[str, Any]:
+    """Return what every such verb's result holds.
+
+    Args:
+        source: what the step began with.
+        output: what it made.
+        gate: the row of its card.
+        start: of the step, of ``time.perf_counter``.
 
     Returns:
-        ``{"parent": whether there was one, "fit": the card's field of that name of the new one, or None}``
+        ``{"checkpoint", "bytes", "gate", "calibration", "seconds"}``; ``calibration`` is ``{"parent": whether
+        there was one, "fit": the card's field of that name of the new one, or None}``.
     """
     from pulse_edge.model.checkpoint import read_card
 
     before, after = (read_card(folder)["calibration"] for folder in (source, output))
-    return {"parent": before is not None, "fit": None if after is None else after["fit"]}
+    return {
+        "checkpoint": str(output),
+        "bytes": sum(path.stat().st_size for path in output.iterdir()),
+        "gate": gate,
+        "calibration": {"parent": before is not None, "fit": None if after is None else after["fit"]},
+        "seconds": time.perf_counter() - start,
+    }
 
 
 def told(result: dict[str, Any]) -> list[str]:

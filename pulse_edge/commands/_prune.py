@@ -61,16 +61,15 @@ def prune(
         tick: called with the name of the stage, and parts done and in all.
 
     Returns:
-        ``{"checkpoint", "bytes", "parameters", "prefill", "pruning", "gate", "calibration", "seconds"}``;
-        ``calibration`` says what became of the parent's: see ``_judged.calibration_of``.
+        That of ``_judged.ended`` and ``{"parameters", "prefill", "pruning"}``.
 
     Raises:
         UserError: options that cannot be used, or no records and no ``accept_loss``.
         BudgetError: the accuracy gate was not passed; nothing was kept.
     """
-    from pulse_edge.commands._judged import calibration_of, judged
+    from pulse_edge.commands._judged import ended, judged
     from pulse_edge.compress import prune_checkpoint
-    from pulse_edge.evaluate.gate import above_chance
+    from pulse_edge.evaluate.gate import keeping
     from pulse_edge.model.checkpoint import resolve_model
 
     source = resolve_model(checkpoint)
@@ -83,21 +82,14 @@ def prune(
         raise UserError("Say what goes: --tokens, --layers, --mlp, --kv-heads or --tower.")
     start = time.perf_counter()
     remedy = "Prune less, or heal for longer"
-    gate = judged(
-        "pruned", source, records, split, limit, lambda auroc: above_chance(auroc, KEPT, FLIPS), remedy,
-        accept_loss, tick,
-    )  # fmt: skip
+    gate = judged("pruned", source, records, split, limit, keeping(KEPT, FLIPS), remedy, accept_loss, tick)
     healing = {"lessons": heal, "pages": heal_pages, "steps": heal_steps}
     result = prune_checkpoint(source, output, cut, calibration, calibration_size, seed, healing, gate, tick)
     return {
-        "checkpoint": str(output),
-        "bytes": sum(path.stat().st_size for path in output.iterdir()),
+        **ended(source, output, result["metrics"][-1], start),
         "parameters": result["parameters"],
         "prefill": [_prefill(folder) for folder in (source, output)],
         "pruning": result["pruning"],
-        "gate": result["metrics"][-1],
-        "calibration": calibration_of(source, output),
-        "seconds": time.perf_counter() - start,
     }
 
 

@@ -58,15 +58,14 @@ def quantize(
         tick: called with the name of the stage, and parts done and in all.
 
     Returns:
-        ``{"checkpoint", "bytes", "quantization", "gate", "calibration", "seconds"}``; ``calibration`` says
-        what became of the parent's: see ``_judged.calibration_of``.
+        That of ``_judged.ended`` and ``{"quantization"}``.
 
     Raises:
         UserError: options that cannot be used, or no records and no ``accept_loss``.
         BudgetError: the accuracy gate was not passed; nothing was kept.
     """
     from pulse_edge.bundle import disk_errors
-    from pulse_edge.commands._judged import calibration_of, judged
+    from pulse_edge.commands._judged import ended, judged
     from pulse_edge.compress import quantize_checkpoint
     from pulse_edge.evaluate.gate import BUDGETS, REMEDY
     from pulse_edge.model.checkpoint import resolve_model
@@ -87,12 +86,8 @@ def quantize(
             force_text, gate, tick, forms, embedding, lm_head,
         )  # fmt: skip
     return {
-        "checkpoint": str(output),
-        "bytes": sum(path.stat().st_size for path in output.iterdir()),
+        **ended(source, output, result["metrics"][-1], start),
         "quantization": result["quantization"],
-        "gate": result["metrics"][-1],
-        "calibration": calibration_of(source, output),
-        "seconds": time.perf_counter() - start,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -58,13 +59,13 @@ def search(
         BudgetError: no mixture is within the budget, or the gate was not passed.
     """
     from pulse_edge.bundle import disk_errors
-    from pulse_edge.commands._judged import calibration_of, judged
+    from pulse_edge.commands._judged import ended, judged
     from pulse_edge.commands._quantize import usual_group
     from pulse_edge.compress import quantize_checkpoint, read_plan, search_plan
     from pulse_edge.evaluate.gate import REMEDY, Budget
     from pulse_edge.model.checkpoint import resolve_model
 
-    source = resolve_model(checkpoint)
+    source, start = resolve_model(checkpoint), time.perf_counter()
     if records is None:
         raise UserError("Name the ECGs on which every layer is measured: --records LABELS_CSV.")
     plan = Path(plan) if plan is not None else Path(f"{source.resolve().name}-plan.json")
@@ -88,10 +89,8 @@ def search(
             source, Path(output), least, chosen_group if least == 4 else None, True, method, calibration,
             calibration_size, seed, False, gate, tick, forms,
         )  # fmt: skip
-    size = sum(path.stat().st_size for path in Path(output).iterdir())
-    done = {"checkpoint": str(output), "bytes": size, "quantization": made["quantization"]}
-    done |= {"gate": made["metrics"][-1], "calibration": calibration_of(source, Path(output))}
-    return {**found, "quantized": done}
+    done = ended(source, Path(output), made["metrics"][-1], start)
+    return {**found, "quantized": {**done, "quantization": made["quantization"]}}
 
 
 def _check(

@@ -7,7 +7,7 @@ patients, with the two models' scores kept together (paired bootstrap, Efron and
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -87,6 +87,11 @@ def above_chance(before: float | None, kept: float, flips: float) -> Budget:
         flips: share of labels that may change sides.
     """
     return Budget((1 - kept) * max(0.0, (before or 0.5) - 0.5), flips)
+
+
+def keeping(kept: float, flips: float) -> Callable[[float | None], Budget]:
+    """Return :func:`above_chance` of a share, for a macro AUROC that is not known yet."""
+    return lambda before: above_chance(before, kept, flips)
 
 
 def judge(
