@@ -18,6 +18,7 @@ from pulse_edge.cli import main
 from pulse_edge.ecg.split import split
 from pulse_edge.model.checkpoint import read_card, write_card_field
 from pulse_edge.runtimes.load import load
+from pulse_edge.runtimes.serve.model import Model
 from pulse_edge.samples import SAMPLES, samples
 
 PAGE = SAMPLES / samples()[0]["image"]
@@ -134,6 +135,8 @@ def test_too_few_patients_leave_it_without_and_the_command_says_so(
     assert read_card(output)["calibration"] is None
     run = json.loads(call("run", output, "--image", PAGE, "--labels", "--json"))
     assert {found["answer"] for found in run["findings"].values()} <= {"yes", "no"}
+    call("export", "--target", "onnx", "--model", output, "--output", tmp_path / "bundle")
+    assert Model(tmp_path / "bundle").about["calibrated"] is False  # what `serve` tells of its answers
 
 
 def test_a_parent_without_one_has_a_child_without_one(small_checkpoint, tmp_path) -> None:
