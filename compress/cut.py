@@ -153,8 +153,8 @@ def cut_model(
 
 
 def _keep_tokens(config: PulseConfig, keep: int, by: str, tokenizer: Tokenizer) -> None:
-    """Keep so many visual tokens, spread over the places of all of them; what the model can read shrinks, as it
-    has learnt so many places and no more."""
+    """Keep so many visual tokens, spread over the places of all of them. What the model can read shrinks,
+    as it has learnt so many places and no more."""
     text, vision = config.text_config, config.vision_config
     every = MAX_TILES * (vision.image_size // vision.patch_size) ** 2
     before = getattr(text, "spread", None) or (0, every, every)
