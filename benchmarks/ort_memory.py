@@ -2,9 +2,9 @@
 
     python benchmarks/ort_memory.py
 
-Exports a decoder of 170 million random weights in each precision, opens and runs it in a process of its own,
-and compares its peak with the weights that the plan counts. Needs Linux, 3 GB and the extra `export`.
-Prints a table and writes results/ort_memory.json.
+Exports a decoder of 170 million random weights in each precision, opens its graphs as the runtime does, reads
+a prompt and a token in a process of its own, and compares its peak with the weights that the plan counts.
+Needs Linux, 3 GB and the extra `export`. Prints a table and writes results/ort_memory.json.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from machine import describe_machine
 
-from pulse_edge.fit import Setup, weight_bytes
+from pulse_edge.fit import Setup, prompt_bytes, weight_bytes
 from pulse_edge.model.checkpoint import resolve_model, save_model
 from pulse_edge.model.tokenizer import Tokenizer
 from pulse_edge.shape import read_shape
@@ -37,22 +37,22 @@ TEXT = {
 # Run in a process of its own: prints the peaks in MB before and after. (getrusage would begin with the
 # peak of the process that started this one.)
 RUN = """
-import sys
+import json, sys
+from pathlib import Path
 import numpy as np, onnxruntime
+from pulse_edge.runtimes.cache import PROMPT, open_cache
+from pulse_edge.runtimes.onnx import _open
 def peak():
     lines = open("/proc/self/status", encoding="utf-8").read().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1.024e-3
 before = peak()
-options = onnxruntime.SessionOptions()
-options.intra_op_num_threads = 1
-session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
-feeds = {}
-for entry in session.get_inputs():
-    shape = [side if isinstance(side, int) else 0 for side in entry.shape]
-    if entry.name == "inputs_embeds":
-        shape[1] = 4
-    feeds[entry.name] = np.zeros(shape, np.float16 if "16" in entry.type else np.float32)
-session.run(None, feeds)
+folder = Path(sys.argv[1])
+graphs = json.loads((folder / "manifest.json").read_text("utf-8"))["graphs"]
+decoder = _open(folder / "decoder.onnx", 1)
+prompt = _open(folder / "prompt.onnx", 1, True) if "prompt" in graphs else None
+cache = open_cache(decoder, graphs["decoder"], 2 * PROMPT, prompt)
+for count in (PROMPT, 1):
+    cache.read(np.zeros((count, graphs["decoder"]["inputs"]["inputs_embeds"]["shape"][2]), np.float32))
 print(before, peak())
 """
 
@@ -77,13 +77,13 @@ def measure(checkpoint: Path, folder: Path, precision: str) -> dict[str, Any]:
     from pulse_edge.export import export_bundle
 
     export_bundle(checkpoint, folder, "onnx", precision=precision)
-    command = [sys.executable, "-c", RUN, str(folder / "decoder.onnx")]
+    command = [sys.executable, "-c", RUN, str(folder)]
     before, peak = map(
         float, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     )
     shape, setup = read_shape(checkpoint), Setup(precision=precision, target="onnx")
     table = shape.table * (4 if precision == "fp32" else 2)
-    counted = (weight_bytes(shape, setup) - table) / 1e6
+    counted = (weight_bytes(shape, setup) + prompt_bytes(shape, setup) - table) / 1e6
     return {"counted": counted, "before": before, "peak": peak, "held": (peak - before) / counted}
 
 

@@ -4,11 +4,15 @@
 
 Tokens are left out before the language model: those without ink (:mod:`pulse_edge.model.ink`), all but
 every so manieth, by lot, pooled from neighbours, or by the attention that the last token pays them in the
-second layer (the criterion of FastV, Chen et al., ECCV 2024; written anew here). Each once with positions
-counted anew, as every runtime does, and once with the positions that the tokens had. Then the two ways that
-ship, and layers and widths, healed for a while and exported. Chosen on validation patients with ``--split
-validation``; reported on test patients. Prints tables and writes benchmarks/results/prune.json. About 40
-minutes on one quiet core, most of it healing.
+second layer (the criterion of FastV, Chen et al., ECCV 2024; written anew here). ``stretches`` takes the
+token with most ink from each of as many stretches of the page, and ``... , merged`` lets every dropped token
+count for the one kept nearest to it (after ToMe, Bolya et al., ICLR 2023). Each in three positions: counted
+anew; spread evenly over all places, the same for every page, so that rotary tables can hold them; and where
+the tokens stood, which for a choice by ink differs from page to page. Then the two ways that ship, and layers
+and widths, healed for a while and exported. Chosen on validation patients with ``--split validation``;
+reported on test patients. Prints tables and writes benchmarks/results/prune.json. On one quiet core an hour
+for tokens, most of it intervals (a quarter with ``--no-intervals``), and 40 minutes for cuts, most of it
+healing.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from machine import describe_machine
-from torch import Tensor
+from torch import Tensor, nn
 
 from pulse_edge.compress import prune_checkpoint
 from pulse_edge.compress.lessons import margins, packed, read, yes_no_ids
@@ -39,6 +43,7 @@ from pulse_edge.fit import Setup
 from pulse_edge.model.checkpoint import load_model, read_card, resolve_model
 from pulse_edge.model.ink import ink, kept_tokens
 from pulse_edge.model.packed import normalize, segment_mask, segment_positions
+from pulse_edge.model.places import uniform
 from pulse_edge.model.preprocess import geometry, tiles
 from pulse_edge.model.pulse import PulseForConditionalGeneration
 from pulse_edge.model.tokenizer import Tokenizer
@@ -48,6 +53,7 @@ from pulse_edge.shape import ModelShape, read_shape
 
 RESULT = Path(__file__).parent / "results" / "prune.json"
 KEEP = (150, 120, 90, 60)
+PLACES = ("anew", "spread", "kept")  # positions of what is kept
 FASTV_LAYER = 2
 CUTS: tuple[dict[str, Any], ...] = (
     {"tokens": 90, "keep_by": "ink"},
@@ -72,6 +78,11 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="at most so many records, for a trial")
     parser.add_argument("--pages", type=int, default=768, help="to heal on")
     parser.add_argument("--steps", type=int, default=240, help="of healing")
+    parser.add_argument("--ways", nargs="*", help="some of the ways to choose tokens, by name")
+    parser.add_argument("--keep", nargs="*", type=int, default=KEEP, help="numbers of tokens")
+    parser.add_argument(
+        "--no-intervals", action="store_true", help="of the loss, which take most of the time"
+    )
     parser.add_argument("--only", choices=("tokens", "cuts"), help="one half of it")
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args()
@@ -133,18 +144,21 @@ def show_layouts(rows: list[dict[str, Any]]) -> None:
 def choices(source: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Score every way to choose tokens, without healing."""
     probe = Probe(source, options)
-    whole = probe.scored(lambda k: torch.arange(probe.count), True)
+    whole = probe.scored([torch.arange(probe.count)] * len(probe.pages), "anew")
     full = auroc(whole.truth, whole.score, whole.names)["macro"]
     assert full is not None
     print(f"\nall {probe.count} tokens: macro AUROC {full:.4f} on {len(whole.truth)} ECGs")
-    print(f"{'':22s}" + "".join(f"{keep:>18d}" for keep in KEEP) + "   positions anew / as they were")
+    print(f"{'':22s}" + "".join(f"{keep:>22d}" for keep in options.keep) + f"   {' / '.join(PLACES)}")
     rows = []
     for name, choose in probe.ways().items():
+        if options.ways and name not in options.ways:
+            continue
         line = f"{name:22s}"
-        for keep in KEEP:
+        for keep in options.keep:
             row: dict[str, Any] = {"way": name, "tokens": keep}
-            for kind in ("anew", "kept"):
-                found = compare(whole, probe.scored(lambda k: choose(k, keep), kind == "kept"))  # noqa: B023
+            chosen = [choose(k, keep) for k in range(len(probe.pages))]
+            for kind in PLACES:
+                found = compare(whole, probe.scored(chosen, kind), not options.no_intervals)
                 share = (found["auroc"]["macro"] - 0.5) / (full - 0.5)
                 row[kind] = {
                     "auroc": found["auroc"]["macro"],
@@ -152,7 +166,8 @@ def choices(source: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
                     "of_above_chance": share,
                 }
                 row[kind]["loss_interval"] = found["loss_interval"]
-            line += f"{row['anew']['auroc']:>9.4f}/{row['kept']['auroc']:.4f}  "
+                row[kind]["flip_share"] = found["flip_share"]
+            line += "  " + "/".join(f"{row[kind]['auroc']:.4f}" for kind in PLACES)
             rows.append(row)
         print(line, flush=True)
     return rows
@@ -208,11 +223,27 @@ class Probe:
         return {
             "ink": by("ink"),
             "ink, no base view": without_base,
+            "stretches": self.stretches,
+            "stretches, merged": lambda k, keep: self.merged(self.stretches(k, keep)),
+            "ink, merged": lambda k, keep: self.merged(by("ink")(k, keep)),
             "uniform": by("uniform"),
+            "uniform, merged": lambda k, keep: self.merged(by("uniform")(k, keep)),
             "random": by_lot,
             "pooling": self.pooled,
             "FastV": self.attended,
         }
+
+    def stretches(self, k: int, keep: int) -> Tensor:
+        """The token with most ink of each of ``keep`` stretches of the page, the first of equal ones."""
+        found = ink(normalize(self.pages[k]), self.count // MAX_TILES)
+        edges = np.linspace(0, self.count, keep + 1).round().astype(int)
+        return torch.tensor([start + int(found[start:end].argmax()) for start, end in pairwise(edges)])
+
+    def merged(self, chosen: Tensor) -> Tensor:
+        """Every token counts for the chosen one that stands nearest: weights [keep, all]."""
+        nearest = (torch.arange(self.count)[:, None] - chosen[None]).abs().argmin(1)
+        weights = nn.functional.one_hot(nearest, len(chosen)).float().T
+        return weights / weights.sum(1, keepdim=True)
 
     def pooled(self, k: int, keep: int) -> Tensor:
         """Means of neighbours along the rows: weights [keep, all]."""
@@ -250,21 +281,23 @@ class Probe:
         return torch.topk(paid, keep).indices.sort().values
 
     @torch.no_grad()
-    def scored(self, choose: Callable[[int], Tensor], stay: bool, size: int = 16) -> Scored:
-        """Score all pages with some of their tokens; ``stay``: at the positions that they had."""
+    def scored(self, choice: list[Tensor], kind: str, size: int = 16) -> Scored:
+        """Score all pages with some of their tokens, in positions of :data:`PLACES`."""
         scores = []
         for start in range(0, len(self.pages), size):
             numbers = range(start, min(start + size, len(self.pages)))
             rows, places = [], []
             for k in numbers:
-                chosen, features = choose(k), self.features[k].float()
+                chosen, features = choice[k], self.features[k].float()
                 if chosen.is_floating_point():
                     rows.append(chosen @ features)
                     places.append((chosen @ torch.arange(self.count).float()).round().long())
                 else:
                     rows.append(features[chosen])
                     places.append(chosen)
-            scores.append(self._answers(torch.stack(rows), torch.stack(places) if stay else None))
+            spread = torch.tensor(uniform(self.count, len(rows[0]))).expand(len(rows), -1)
+            where = {"anew": None, "spread": spread, "kept": torch.stack(places)}[kind]
+            scores.append(self._answers(torch.stack(rows), where))
         chances = torch.cat(scores).double().sigmoid().numpy()
         truth = np.array(self.truth)
         return Scored(self.names, self.records, self.patients, chances, truth, {}, 0.0)

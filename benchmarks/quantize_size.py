@@ -5,18 +5,22 @@
     python benchmarks/quantize_size.py --full /big/pulse7b --small /big/pulse1b --plain /big/llama1b \
         --labels ../shared/ecg/labels.csv --work /big [--optimum PYTHON] [--genai PYTHON]
 
-Each runs in a process of its own; the peak is that of its resident memory (VmHWM). The data-free run on 7B is
-killed with SIGKILL after a few layers and called again, and its bytes must be those of one that was not. The
-calibrated one (GPTQ, ``--pages`` pages of 2,880 visual tokens) is killed and called again likewise; a whole
-walk takes hours on two cores, so it is stopped after ``--layers`` layers and the rest is extrapolated:
-``extrapolated_seconds`` is so much a layer, 32 times. The others read a plain Llama and know no PULSE, so
-they are given the language model alone, of 1.1 billion weights, the largest that they manage here. Rows are
-written as they come; ``--only`` runs some of them and keeps the others of an earlier run.
+Each runs in a process of its own; the peak is that of its resident memory (VmHWM). The data-free run on 7B
+is done once whole and once killed with SIGKILL after a few layers and called again, and both must write the
+same bytes. The calibrated one (GPTQ, ``--pages`` pages of 2,880 visual tokens) is killed and called again
+likewise; a whole walk takes hours on two cores, so it is stopped after ``--layers`` layers and the rest is
+extrapolated: ``extrapolated_seconds`` is so much a layer, 32 times. The others read a plain Llama and know no
+PULSE, so they are given the language model alone, of 1.1 billion weights, the largest that they manage here.
+
+Rows are written as they come. Called again, it goes on with those that are not there yet; ``--only`` names
+some of them, and ``--again`` measures what is there once more. On two idle cores: a minute for 1.1 billion
+weights, 8 minutes for each row of 7B without data, 5 to 7 minutes for each of the ``--layers`` with it.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -111,21 +115,32 @@ def parts(output: Path) -> int:
     return len(list(output.with_name(output.name + ".quantizing").glob("part-*.safetensors")))
 
 
-def data_free(args: argparse.Namespace, checkpoint: Path, kill: int | None) -> dict[str, Any]:
-    """Round to nearest; with ``kill``, killed after so many layers and called again."""
+def data_free(args: argparse.Namespace, checkpoint: Path) -> dict[str, Any]:
+    """Round to nearest; ``sha256`` is that of the weights that come out."""
+    output = args.work / "ours"
+    row = run(sys.executable, OURS, [str(checkpoint), str(output), "rtn", "-", "1"], args.memory)
+    row |= {"output_bytes": size_of(output), "sha256": digest(output)}
+    shutil.rmtree(output, ignore_errors=True)
+    return row
+
+
+def killed(args: argparse.Namespace, checkpoint: Path, layers: int) -> dict[str, Any]:
+    """Round to nearest, killed after so many layers and called again."""
     output = args.work / "ours"
     given = [str(checkpoint), str(output), "rtn", "-", "1"]
-    row: dict[str, Any] = {}
-    if kill is not None:
-        first = run(sys.executable, OURS, given, args.memory, lambda: parts(output) >= kill)
-        row = {"killed_after_layers": parts(output), "killed_seconds": first["seconds"]}
-        second = run(sys.executable, OURS, given, args.memory)
-        row |= {"resumed_seconds": second["seconds"], "digest": digest(output) if output.exists() else None}
-        shutil.rmtree(output, ignore_errors=True)
-    whole = run(sys.executable, OURS, given, args.memory)
-    if kill is not None:
-        row["resumed_is_the_same"] = row.pop("digest") == digest(output)
-    row |= {**whole, "output_bytes": size_of(output)}
+    first = run(sys.executable, OURS, given, args.memory, lambda: parts(output) >= layers)
+    done = parts(output)
+    second = run(sys.executable, OURS, given, args.memory)
+    row = {
+        **second,
+        "seconds": first["seconds"] + second["seconds"],
+        "peak_bytes": max(first["peak_bytes"], second["peak_bytes"]),
+        "killed_after_layers": done,
+        "killed_seconds": first["seconds"],
+        "resumed_seconds": second["seconds"],
+        "output_bytes": size_of(output),
+        "sha256": digest(output),
+    }
     shutil.rmtree(output, ignore_errors=True)
     return row
 
@@ -162,11 +177,12 @@ def calibrated(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def digest(folder: Path) -> dict[str, str]:
-    """SHA-256 of every weight file."""
+def digest(folder: Path) -> str:
+    """One SHA-256 of the names and hashes of all weight files."""
     from pulse_edge.bundle import sha256_file
 
-    return {path.name: sha256_file(path) for path in folder.glob("*.safetensors")}
+    lines = [f"{sha256_file(path)}  {path.name}\n" for path in sorted(folder.glob("*.safetensors"))]
+    return hashlib.sha256("".join(lines).encode()).hexdigest() if lines else ""
 
 
 def size_of(folder: Path) -> int | None:
@@ -199,6 +215,24 @@ def line(row: dict[str, Any]) -> str:
     )
 
 
+def same_bytes(rows: dict[str, dict[str, Any]]) -> bool | None:
+    """Whether the killed run on 7B wrote what the whole one did; None until both are there."""
+    found = [rows[name]["sha256"] for name in ("pulse-edge int4 rtn", "the same, killed") if name in rows]
+    return bool(found[0]) and found[0] == found[1] if len(found) == 2 else None
+
+
+def write(rows: dict[str, dict[str, Any]], path: Path) -> None:
+    """Write the file; a run that is stopped leaves whole rows."""
+    report = {
+        "benchmark": "quantize_size",
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "killed_writes_the_same": same_bytes(rows),
+        "rows": list(rows.values()),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Measure, print the table, write the file."""
     parser = argparse.ArgumentParser(description="Time and memory of quantisers.")
@@ -212,37 +246,32 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for what is made; deleted")
     parser.add_argument("--memory", type=float, default=16, help="GB of private memory that each may take")
     parser.add_argument("--pages", type=int, default=2, help="to calibrate on")
-    parser.add_argument("--layers", type=int, default=4, help="of the calibrated run")
+    parser.add_argument("--layers", type=int, default=4, help="of the calibrated run, at least 3")
     parser.add_argument("--only", nargs="*", help="names of rows")
+    parser.add_argument("--again", action="store_true", help="measure rows that are there once more")
     parser.add_argument("--output", type=Path, default=RESULT)
     args = parser.parse_args()
+    full, small, plain = args.full, args.small, args.plain
     jobs: list[tuple[str, str, Path | str | None, Callable[[], dict[str, Any]]]] = [
-        ("pulse-edge int4 rtn", "7B", args.full, lambda: data_free(args, args.full, 8)),
-        ("pulse-edge int4 gptq", "7B", args.full and args.labels, lambda: calibrated(args)),
-        ("pulse-edge int4 rtn, small", "1.1B", args.small, lambda: data_free(args, args.small, None)),
-        ("nncf int4 (torch)", "1.1B", args.plain, lambda: other(args, args.nncf, NNCF)),
-        ("onnxruntime-genai int4", "1.1B", args.plain and args.genai, lambda: other(args, args.genai, GENAI)),
-        (
-            "optimum-onnx int8",
-            "1.1B",
-            args.plain and args.optimum,
-            lambda: other(args, args.optimum, OPTIMUM),
-        ),
+        ("pulse-edge int4 rtn, small", "1.1B", small, lambda: data_free(args, small)),
+        ("nncf int4 (torch)", "1.1B", plain, lambda: other(args, args.nncf, NNCF)),
+        ("onnxruntime-genai int4", "1.1B", plain and args.genai, lambda: other(args, args.genai, GENAI)),
+        ("optimum-onnx int8", "1.1B", plain and args.optimum, lambda: other(args, args.optimum, OPTIMUM)),
+        ("pulse-edge int4 rtn", "7B", full, lambda: data_free(args, full)),
+        ("the same, killed", "7B", full, lambda: killed(args, full, 8)),
+        ("pulse-edge int4 gptq", "7B", full and args.labels, lambda: calibrated(args)),
     ]
     args.work = args.work / "quantize_size"
     args.work.mkdir(parents=True)
-    earlier = json.loads(args.output.read_text())["rows"] if args.only and args.output.exists() else []
+    earlier = json.loads(args.output.read_text("utf-8"))["rows"] if args.output.exists() else []
     rows = {row["name"]: row for row in earlier}
     try:
         for name, checkpoint, given, job in jobs:
-            if given is None or (args.only and name not in args.only):
+            if given is None or (args.only and name not in args.only) or (name in rows and not args.again):
                 continue
             rows[name] = {"name": name, "checkpoint": checkpoint, **describe_machine(), **job()}
             print(line(rows[name]), flush=True)
-            threads = os.environ.get("OMP_NUM_THREADS")
-            report = {"benchmark": "quantize_size", "threads": threads, "rows": list(rows.values())}
-            args.output.parent.mkdir(parents=True, exist_ok=True)
-            args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            write(rows, args.output)
     finally:
         shutil.rmtree(args.work, ignore_errors=True)
 

@@ -26,10 +26,11 @@ from pulse_edge.compress.importance import (
     surprise,
     walk_through,
 )
-from pulse_edge.contract import MAX_TILES
+from pulse_edge.contract import IMAGE_TOKEN_ID, MAX_TILES
 from pulse_edge.errors import UnknownNameError, UserError
 from pulse_edge.model.checkpoint import compute_buffers
 from pulse_edge.model.merge import KEEP_BY
+from pulse_edge.model.prompt import build_prompt, encode_prompt
 from pulse_edge.model.pulse import PulseConfig, PulseForConditionalGeneration
 from pulse_edge.model.tokenizer import Tokenizer
 
@@ -43,7 +44,7 @@ class Cut:
 
     Attributes:
         tokens: visual tokens kept of a page, a multiple of five.
-        keep_by: which: by ``ink``, or ``uniform``.
+        keep_by: which: ``uniform``, or by ``ink``.
         layers: decoder layers.
         mlp: neurons in each decoder layer.
         kv_heads: groups of heads in each decoder layer, each with one key and value head.
@@ -52,7 +53,7 @@ class Cut:
     """
 
     tokens: int | None = None
-    keep_by: str = "ink"
+    keep_by: str = "uniform"
     layers: int | None = None
     mlp: int | None = None
     kv_heads: int | None = None
@@ -123,7 +124,7 @@ def cut_model(
     """
     config = copy.deepcopy(model.config)
     if cut.tokens is not None:
-        config.keep_tokens, config.keep_by = cut.tokens, cut.keep_by
+        _keep_tokens(config, cut.tokens, cut.keep_by, tokenizer)
     state = dict(model.state_dict())
     facts: dict[str, Any] = {}
     if cut.sees_pages:
@@ -149,6 +150,18 @@ def cut_model(
     compute_buffers(small)
     small.tie_weights()
     return small.eval(), facts
+
+
+def _keep_tokens(config: PulseConfig, keep: int, by: str, tokenizer: Tokenizer) -> None:
+    """Keep so many visual tokens, spread over the places of all of them. What the model can read shrinks,
+    as it has learnt so many places and no more."""
+    text, vision = config.text_config, config.vision_config
+    every = MAX_TILES * (vision.image_size // vision.patch_size) ** 2
+    before = getattr(text, "spread", None) or (0, every, every)
+    ids = encode_prompt(build_prompt([("", None)]), tokenizer)
+    config.keep_tokens, config.keep_by = keep, by
+    text.spread = [ids.index(IMAGE_TOKEN_ID), keep, every]
+    text.max_position_embeddings -= before[1] - keep
 
 
 def _narrow_layers(

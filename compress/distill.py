@@ -94,6 +94,7 @@ def write_distilled(
         "recipe": f"distill {recipe.name}, seed {recipe.course.seed}"
         + (", without teacher" if alone else ""),
         "distillation": summary,
+        "calibration": None,  # the teacher's is of other weights
     }
     metrics = save_judged(student.half(), tokenizer, output, card, gate)
     shutil.rmtree(work)

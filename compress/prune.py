@@ -17,7 +17,7 @@ from pulse_edge.compress.journal import Journal
 from pulse_edge.compress.lessons import Lessons, Plan
 from pulse_edge.compress.teach import Course, Weights, teach
 from pulse_edge.errors import UserError
-from pulse_edge.model.checkpoint import load_model, read_card, save_model
+from pulse_edge.model.checkpoint import load_model, read_card, save_model, write_card_field
 from pulse_edge.model.pulse import PulseForConditionalGeneration
 from pulse_edge.model.quantized import quantized_names
 from pulse_edge.model.tokenizer import Tokenizer
@@ -97,6 +97,7 @@ def write_pruned(
         "parent": {"name": parent["name"], "weights": weights, "recipe": parent["recipe"]},
         "recipe": f"prune {cut.text}" + (f", healed for {settings.steps} steps" if healed else ""),
         "pruning": summary,
+        "calibration": None,  # the parent's is of other weights
     }
     metrics = save_judged(small, tokenizer, output, card, gate)
     shutil.rmtree(work)
@@ -125,8 +126,8 @@ def save_judged(
     trial = output.with_name(output.name + ".trial")
     try:
         save_model(model, tokenizer, trial, card)
-        metrics = [*card["metrics"], gate(trial)]
-        save_model(model, tokenizer, trial, {**card, "metrics": metrics})
+        metrics = [*card["metrics"], gate(trial)]  # which also writes what belongs beside it
+        write_card_field(trial, "metrics", metrics)
         trial.replace(output)
     finally:
         shutil.rmtree(trial, ignore_errors=True)

@@ -24,7 +24,7 @@ from pulse_edge.compress.methods import find_method
 from pulse_edge.compress.walk import advance, enter, observe, round_layer
 from pulse_edge.contract import CHECKPOINT_CARD
 from pulse_edge.errors import UnknownNameError, UserError
-from pulse_edge.model.checkpoint import CARD_SCHEMA, read_card
+from pulse_edge.model.checkpoint import CARD_SCHEMA, read_card, write_card_field
 from pulse_edge.model.layouts import HEAD, TABLE
 from pulse_edge.model.pieces import Pieces
 from pulse_edge.model.preprocess import preprocess
@@ -121,10 +121,10 @@ def write_quantized(
     card = _card(checkpoint, weights, summary)
     with atomic_folder(output) as work:
         _assemble(work, pieces, journal, parts, card)
-        card["metrics"] = [*card["metrics"], gate(work)]
-        _write_card(work, card)
+        metrics = [*card["metrics"], gate(work)]  # which also writes what belongs beside it
+        write_card_field(work, "metrics", metrics)
     shutil.rmtree(journal.folder)
-    return {"quantization": summary, "metrics": card["metrics"]}
+    return {"quantization": summary, "metrics": metrics}
 
 
 def _usable(pieces: Pieces, settings: Settings, calibrated: bool) -> None:
@@ -280,6 +280,7 @@ def _card(checkpoint: Path, weights: dict[str, str], summary: dict[str, Any]) ->
         "parent": {"name": parent["name"], "weights": weights, "recipe": parent["recipe"]},
         "recipe": f"quantize {form}, {method}{on}",
         "quantization": summary,
+        "calibration": None,  # the parent's is of other weights
     }
 
 

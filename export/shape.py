@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pulse_edge.errors import CheckpointError
 from pulse_edge.model.layouts import TABLE
+from pulse_edge.model.places import positions
 
 Weights = Callable[[str], NDArray[np.float32]]
 _ATTENTION: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -32,6 +33,7 @@ class DecoderShape:
         epsilon: of the norms.
         biased: projections that have a bias, e.g. ``q_proj``.
         mlp: width of the feed-forward part.
+        spread: where pruned visual tokens stand, see ``model.places.positions``.
     """
 
     layers: int
@@ -45,6 +47,7 @@ class DecoderShape:
     epsilon: float
     biased: frozenset[str] = frozenset()
     mlp: int = 0
+    spread: tuple[int, int, int] | None = None
 
     def linears(self, i: int) -> Iterator[tuple[str, tuple[int, int]]]:
         """Names inside the language model, and shapes [N, K], of the linear layers of layer ``i``."""
@@ -110,16 +113,18 @@ def decoder_shape(config: Any) -> DecoderShape:
         epsilon=config.rms_norm_eps,
         biased=frozenset(biased),
         mlp=config.intermediate_size,
+        spread=tuple(spread) if (spread := getattr(config, "spread", None)) else None,
     )
 
 
 def rotary_tables(shape: DecoderShape) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return cosine and sine, float32 [context, head_dim].
+    """Return cosine and sine, float32 [context, head_dim], for the places of tokens.
 
     Angles are rounded to float32, as in the models' training; in float16 they are wrong from position
     2,048 on, where it holds even numbers only.
     """
     frequency = (shape.theta ** (-np.arange(0, shape.head_dim, 2) / shape.head_dim)).astype(np.float32)
-    angle = np.arange(shape.context, dtype=np.float32)[:, None] * frequency
+    places = np.array(positions(shape.context, shape.spread), np.float32)
+    angle = places[:, None] * frequency
     angle = np.concatenate([angle, angle], axis=1)
     return np.cos(angle), np.sin(angle)

@@ -29,6 +29,7 @@ from pulse_edge.model.merge import KEPT
 from pulse_edge.model.pulse import PulseConfig, PulseForConditionalGeneration
 from pulse_edge.model.quantized import INTEGERS, SCALE, ZERO, quantized_weight
 from pulse_edge.model.reference import cache_argument
+from pulse_edge.model.spread import spread_positions
 from pulse_edge.model.weights import open_weights, read_json
 
 Array = NDArray[np.float32]
@@ -84,6 +85,7 @@ class _Checkpoint:
             model = AutoModel.from_config(self.text)
         model.norm = nn.Identity()
         model.rotary_emb = type(model.rotary_emb)(self.text)
+        spread_positions(model)
         one = model.layers[0]
         one.load_state_dict({k: self.get(f"text.layers.{i}.{k}") for k in one.state_dict()}, assign=True)
         model.eval()

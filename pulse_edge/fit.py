@@ -26,12 +26,16 @@ ROOM: Final = 512  # tokens beside the image that the cache has room for: a conv
 # Weights that share a scale: what export writes for a target.
 _BLOCKS: Final = {"jetson": (128, 64), "onnx": (128, 64), "coreml": (128, 64, 32, 16)}
 _NVFP4_BLOCK: Final = 16  # with an fp8 scale
-# Caches alive at one time: TensorRT's runtime and ONNX Runtime read one and write another beside it.
+# Caches alive at one time: TensorRT's runtime and portable graphs in ONNX Runtime read one and write another
+# beside it; ONNX Runtime's own operators append in place.
 _CACHES: Final = {"jetson": 2, "onnx": 2, "coreml": 1}
+_HEADS: Final = 16  # widths of heads that those operators take are multiples of it (export/ort_decoder.py)
 _ALIGNMENT: Final = 32  # of Core ML's cache, which also has room for a padded step
-# ONNX Runtime keeps repacked copies of weights, and computes fp16 in fp32: what it holds for every byte
-# (benchmarks/ort_memory.py, once 75 MB of the session are taken off; int4 as seen at 7 B too).
-HELD: Final = {"fp32": 1.0, "fp16": 2.2, "int8": 2.0, "int4": 1.5}
+# What ONNX Runtime holds for every byte of weights (benchmarks/ort_memory.py, once 20 MB of the session are
+# taken off): integers as they lie in the file, and fp16 as fp32 too. Of portable graphs it keeps repacked
+# integers as well: as was measured of those, int4 at 7 B too.
+HELD: Final = {"fp32": 1.0, "fp16": 2.3, "int8": 1.0, "int4": 1.1}
+_REPACKED: Final = {"int8": 2.0, "int4": 1.5}
 # What the runtime itself holds (libraries, context, workspace), bytes. Jetson: NVIDIA's published peaks leave
 # 0.8 GB in language models and 1.5 GB in vision-language models, whose tiles' activations are counted
 # apart here (benchmarks/plan.py). ONNX Runtime: the peak of `pulse-edge run` on pulse-nano. Core ML: our
@@ -150,6 +154,22 @@ def weight_bytes(shape: ModelShape, setup: Setup) -> int:
     return matrices + 2 * table * shape.table + 4 * shape.small
 
 
+def in_place(shape: ModelShape, setup: Setup) -> bool:
+    """Whether the model runs in ONNX Runtime's own operators, and not in a portable graph."""
+    return setup.target == "onnx" and shape.head_dim % _HEADS == 0
+
+
+def prompt_bytes(shape: ModelShape, setup: Setup) -> int:
+    """Bytes of the second graph that int4 has in ONNX Runtime, as export writes it; 0 where there is none.
+
+    It reads prompts: the same decoder with matrices of 8 bits and an fp32 scale a column. Embedding table and
+    head are those of the first.
+    """
+    if not in_place(shape, setup) or setup.precision != "int4":
+        return 0
+    return shape.layers * sum(k * n + 4 * n for k, n in shape.linears) + 4 * shape.small
+
+
 def _matrix_bytes(k: int, n: int, setup: Setup) -> int:
     precision = setup.precision
     if precision in ("fp32", "fp16"):
@@ -166,7 +186,7 @@ def memory(shape: ModelShape, setup: Setup) -> dict[str, int]:
     """Bytes that each line of :data:`LINES` needs at the worst moment, and their ``total``.
 
     * weights and vision (tower, only layers that run, and projector, in the computing precision): as stored,
-      times :data:`HELD` in ONNX Runtime.
+      times :data:`HELD` in ONNX Runtime, where int4's second graph comes on top.
     * kv: 2 · layers · key-value heads · width · length, times the caches alive at a time.
     * activations: the larger of reading the tiles and reading as much as the runtime reserves for one step. A
       decoder layer holds residual, normed input, queries, keys, values, result and attention's scores, or
@@ -178,12 +198,15 @@ def memory(shape: ModelShape, setup: Setup) -> dict[str, int]:
     attention = step * (2 * shape.hidden + 2 * wide + 2 * narrow) + shape.heads * step * setup.cached(shape)
     mlp = step * (2 * shape.hidden + 3 * shape.ffn)
     seen = setup.tiles * tower.live if tower else 0
-    held = HELD.get(setup.precision, 1.0) if setup.target == "onnx" else 1.0
+    own, held = in_place(shape, setup), 1.0
+    if setup.target == "onnx":
+        held = HELD.get(setup.precision, 1.0)
+        held = held if own else _REPACKED.get(setup.precision, held)
     vision = (tower.run_parameters + tower.projector) * size if tower else 0
     lines = {
-        "weights": round(weight_bytes(shape, setup) * held),
+        "weights": round((weight_bytes(shape, setup) + prompt_bytes(shape, setup)) * held),
         "vision": round(vision * (held if setup.precision == "fp16" else 1.0)),
-        "kv": setup.cached_bytes(shape, setup.cached(shape)) * _CACHES[setup.target],
+        "kv": setup.cached_bytes(shape, setup.cached(shape)) * (1 if own else _CACHES[setup.target]),
         "activations": (max(seen, attention, mlp) + shape.vocab) * size,
         "runtime": RUNTIME[setup.target],
     }

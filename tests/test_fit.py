@@ -24,6 +24,7 @@ from pulse_edge.fit import (
     Setup,
     fit,
     memory,
+    prompt_bytes,
     require_fit,
     usable_bytes,
     weight_bytes,
@@ -60,24 +61,47 @@ def test_core_ml_holds_one_cache_with_room_for_a_padded_step():
     assert memory(PULSE, Setup(target="coreml", precision="int8"))["kv"] == 3424 * 524_288
 
 
+def test_onnx_runtime_appends_in_place_where_its_operators_take_the_heads():
+    setup = Setup(target="onnx", precision="int8")
+    assert memory(PULSE, setup)["kv"] == 3392 * 4 * PULSE.kv_per_token
+    narrow = replace(PULSE, heads=512, kv_heads=512, head_dim=8)
+    assert memory(narrow, setup)["kv"] == 2 * 3392 * 4 * PULSE.kv_per_token
+    assert memory(narrow, setup)["weights"] > 1.9 * memory(PULSE, setup)["weights"]
+    both = memory(PULSE, Setup(target="onnx"))["weights"]  # int4 and, for prompts, int8
+    assert both > memory(PULSE, setup)["weights"] > memory(narrow, Setup(target="onnx"))["weights"] / 1.1
+
+
 def test_pulse_7b_in_fp16_is_the_released_file():
     own = weight_bytes(PULSE, Setup(precision="fp16")) - 2 * PULSE.small  # export keeps norms in fp32
     assert own + 2 * (303_507_456 + 20_979_712 + 4096) == 14_125_813_760  # 2 bytes a parameter
     assert 2 * PULSE.parameters == 14_125_813_760
 
 
-@pytest.mark.parametrize(("target", "precision"), [("jetson", "int4"), ("onnx", "int8")])
+@pytest.mark.parametrize(("target", "precision"), [("jetson", "int4"), ("onnx", "int8"), ("onnx", "int4")])
 def test_weights_are_as_large_as_the_files_that_export_writes(target, precision, tmp_path):
     from pulse_edge.export import export_bundle
 
     checkpoint = resolve_model("pulse-nano")
     export_bundle(checkpoint, tmp_path / "bundle", target, precision=precision)
-    files = [path for path in (tmp_path / "bundle").iterdir() if path.name.startswith(("decoder.", "embed."))]
-    written = sum(path.stat().st_size for path in files)
-    said = weight_bytes(read_shape(checkpoint), Setup(precision=precision, target=target))
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "bundle").glob("*.onnx*")}
+    shape, setup = read_shape(checkpoint), Setup(precision=precision, target=target)
+    said, second = weight_bytes(shape, setup), prompt_bytes(shape, setup)
+    written = sum(size for name, size in sizes.items() if name.startswith(("decoder.", "embed.")))
+    again = sum(size for name, size in sizes.items() if name.startswith("prompt."))
     # beside the weights: the graphs, rotary tables of 1,024 positions, gaps of up to 4 KiB between arrays
     assert said < written < said + 450_000
     assert said > 1_000_000
+    assert (second > 0) == (again > 0) == ((target, precision) == ("onnx", "int4"))
+    assert second <= again <= 1.2 * second
+
+
+def test_heads_that_have_no_second_graph_are_those_that_export_says():
+    from pulse_edge.export.ort_decoder import takes
+    from pulse_edge.export.shape import DecoderShape
+
+    for width in range(8, 144, 4):
+        has = prompt_bytes(replace(PULSE, head_dim=width), Setup(target="onnx")) > 0
+        assert has == takes(DecoderShape(1, 64, 2, 2, width, 100, 128, 1e4, 1e-5))
 
 
 def test_onnx_runtime_holds_what_was_measured(root):
@@ -85,7 +109,7 @@ def test_onnx_runtime_holds_what_was_measured(root):
     kept = json.loads((root / "benchmarks" / "results" / "ort_memory.json").read_text())["precisions"]
     assert set(kept) == set(HELD)
     for precision, row in kept.items():
-        said = row["counted"] * HELD[precision] + 75  # MB of the session itself
+        said = row["counted"] * HELD[precision] + 20  # MB of the session itself
         assert said == pytest.approx(row["peak"] - row["before"], rel=0.2)
 
 

@@ -28,7 +28,7 @@ def distill(
 ) -> None:
     """Teach a small student what a checkpoint knows, within a budget of accuracy."""
     from pulse_edge import commands
-    from pulse_edge.commands._judged import show_gate
+    from pulse_edge.commands._judged import told
 
     with stages() as tick:
         result = commands.distill(
@@ -41,5 +41,5 @@ def distill(
     before, after = result["parameters"]
     typer.echo(f"checkpoint   {result['checkpoint']}  ({result['bytes'] / 1e6:.1f} MB)")
     typer.echo(f"parameters   {before:,} -> {after:,}  ({after / before:.0%})")
-    for line in show_gate(result["gate"]):
+    for line in told(result):
         typer.echo(line)

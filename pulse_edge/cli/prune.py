@@ -15,7 +15,7 @@ def prune(
     checkpoint: Annotated[str, typer.Argument(help="Checkpoint folder or shipped name.")] = "pulse-nano",
     output: Annotated[Path | None, typer.Option(help="Folder of the new checkpoint.")] = None,
     tokens: Annotated[int | None, typer.Option(help="Visual tokens kept of a page.")] = None,
-    keep_by: Annotated[str, typer.Option(help="Which: ink or uniform.")] = "ink",
+    keep_by: Annotated[str, typer.Option(help="Which: uniform or ink.")] = "uniform",
     layers: Annotated[int | None, typer.Option(help="Decoder layers that stay.")] = None,
     mlp: Annotated[int | None, typer.Option(help="Neurons that stay in each of them.")] = None,
     kv_heads: Annotated[int | None, typer.Option(help="Groups of heads that stay in each of them.")] = None,
@@ -35,7 +35,7 @@ def prune(
 ) -> None:
     """Take tokens, layers or widths from a checkpoint, within a budget of accuracy."""
     from pulse_edge import commands
-    from pulse_edge.commands._judged import show_gate
+    from pulse_edge.commands._judged import told
 
     with stages() as tick:
         result = commands.prune(
@@ -52,5 +52,5 @@ def prune(
     typer.echo(
         f"visual       {was['visual_tokens']} -> {now['visual_tokens']} tokens, prefill {less:.0%} less"
     )
-    for line in show_gate(result["gate"]):
+    for line in told(result):
         typer.echo(line)

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from pulse_edge.cli.base import Json, app, print_json, stages
-from pulse_edge.contract import REPORT
 
 
 @app.command()
@@ -34,6 +33,7 @@ def quantize(
 ) -> None:
     """Round a checkpoint's weights to integers, within a budget of accuracy."""
     from pulse_edge import commands
+    from pulse_edge.commands._judged import told
 
     with stages() as tick:
         result = commands.quantize(
@@ -43,18 +43,10 @@ def quantize(
     if as_json:
         print_json(result)
         return
-    done, gate = result["quantization"], result["gate"]
+    done = result["quantization"]
     typer.echo(f"checkpoint   {result['checkpoint']}  ({result['bytes'] / 1e6:.1f} MB)")
     typer.echo(f"weights      {done['form']}, {done['method']}")
     if done["kept"]:
         typer.echo(f"             kept as they were, as the form does not fit: {', '.join(done['kept'])}")
-    if gate["set"] is None:
-        typer.echo("accuracy     not measured")
-        return
-    interval = gate["loss_interval"]
-    within = f" ({interval[0]:+.4f} to {interval[1]:+.4f})" if interval else ""
-    before, after = gate["auroc_before"]["macro"], gate["auroc"]["macro"]
-    typer.echo(f"accuracy     macro AUROC {before:.4f} -> {after:.4f}, loss {gate['loss']:+.4f}{within}")
-    typer.echo(f"             {gate['flip_share']:.2%} of the labels flipped")
-    typer.echo(f"             on {gate['n']} ECGs of {gate['patients']} patients, {gate['set']}")
-    typer.echo(f"certificate  {Path(result['checkpoint']) / REPORT}")
+    for line in told(result):
+        typer.echo(line)

@@ -47,6 +47,8 @@ def _print(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from pulse_edge.commands._judged import told
+
     size = result["unit"] == "bytes"
     table = Table(title=f"{result['records']['n']} ECGs, {result['records']['set']}")
     for head in ("MB" if size else "ms/token", "divergence", "predicted", "loss of AUROC", "flips", "layers"):
@@ -63,10 +65,8 @@ def _print(result: dict[str, Any]) -> None:
     typer.echo(f"plan         {result['plan']}, drawn in {result['picture']}")
     made = result.get("quantized")
     if made is not None:
-        gate = made["gate"]
         typer.echo(f"checkpoint   {made['checkpoint']}  ({made['bytes'] / 1e6:.1f} MB)")
-        before, after = gate["auroc_before"]["macro"], gate["auroc"]["macro"]
-        typer.echo(f"accuracy     macro AUROC {before:.4f} -> {after:.4f}, {gate['set']}")
-        typer.echo(f"             {gate['flip_share']:.2%} of the labels flipped")
+        for line in told(made):
+            typer.echo(line)
     else:
         typer.echo(f"next         pulse-edge quantize --plan {result['plan']}")

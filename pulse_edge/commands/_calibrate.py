@@ -36,10 +36,8 @@ def calibrate(
     if not 0 < risk < 0.5:
         raise UserError("--risk must be a share above 0 and below 0.5, for example 0.1.")
     from pulse_edge.contract import MANIFEST
-    from pulse_edge.evaluate.calibration_fit import fit_calibration
     from pulse_edge.evaluate.labels import read_labels
-    from pulse_edge.evaluate.score import score_records
-    from pulse_edge.model.checkpoint import resolve_model, write_card_field
+    from pulse_edge.model.checkpoint import resolve_model
 
     if (Path(checkpoint) / MANIFEST).is_file():
         raise UserError(
@@ -49,13 +47,38 @@ def calibrate(
     folder = resolve_model(checkpoint)
     records = Path(records)
     read_labels(records)  # complain about the file before a model is loaded
+    return {"checkpoint": str(folder), "calibration": fit_card(folder, records, risk, None, tick)}
+
+
+def fit_card(
+    folder: Path,
+    records: Path,
+    risk: float = 0.1,
+    limit: int | None = None,
+    tick: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Fit a checkpoint's calibration to validation patients, write it into its card and return it.
+
+    Args:
+        folder: of the checkpoint.
+        records: labels.csv.
+        risk: see :func:`calibrate`.
+        limit: at most so many records.
+        tick: called with records done and in all.
+
+    Raises:
+        UserError: too few validation patients.
+    """
+    from pulse_edge.evaluate.calibration_fit import fit_calibration
+    from pulse_edge.evaluate.score import score_records
+    from pulse_edge.model.checkpoint import write_card_field
     from pulse_edge.runtimes.load import load
 
-    scored = score_records(load(folder), records, "validation", None, None, tick)
+    scored = score_records(load(folder, own=True), records, "validation", limit, None, tick)
     found = fit_calibration(scored, risk)
     found["fit"] = {"set": f"validation patients of {records.name}", **found["fit"]}
     write_card_field(folder, "calibration", found)
-    return {"checkpoint": str(folder), "calibration": found}
+    return found
 
 
 def calibrate_trained(folder: Path, data: Path) -> dict[str, Any] | None:

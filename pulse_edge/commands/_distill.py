@@ -46,14 +46,15 @@ def distill(
         tick: called with the name of the stage, and parts done and in all.
 
     Returns:
-        ``{"checkpoint", "bytes", "parameters", "distillation", "gate", "seconds"}``.
+        That of ``_judged.ended`` and ``{"parameters", "distillation"}``.
 
     Raises:
         UserError: options that cannot be used, no data, or no records and no ``accept_loss``.
         BudgetError: the accuracy gate was not passed; nothing was kept.
     """
-    from pulse_edge.commands._judged import judged
+    from pulse_edge.commands._judged import ended, judged
     from pulse_edge.compress import distill_checkpoint
+    from pulse_edge.evaluate.gate import keeping
     from pulse_edge.model.checkpoint import resolve_model
 
     source = resolve_model(checkpoint)
@@ -62,13 +63,10 @@ def distill(
     output = Path(output) if output is not None else Path(Path(recipe).stem)
     start = time.perf_counter()
     remedy = "Teach for longer, or a larger student"
-    gate = judged("distilled", source, records, split, limit, KEPT, FLIPS, remedy, accept_loss, tick)
+    gate = judged("distilled", source, records, split, limit, keeping(KEPT, FLIPS), remedy, accept_loss, tick)
     result = distill_checkpoint(source, output, recipe, Path(data), lessons, pages, steps, alone, gate, tick)
     return {
-        "checkpoint": str(output),
-        "bytes": sum(path.stat().st_size for path in output.iterdir()),
+        **ended(source, output, result["metrics"][-1], start),
         "parameters": result["parameters"],
         "distillation": result["distillation"],
-        "gate": result["metrics"][-1],
-        "seconds": time.perf_counter() - start,
     }

@@ -17,7 +17,7 @@ def prune(
     checkpoint: str = "pulse-nano",
     output: Path | None = None,
     tokens: int | None = None,
-    keep_by: str = "ink",
+    keep_by: str = "uniform",
     layers: int | None = None,
     mlp: int | None = None,
     kv_heads: int | None = None,
@@ -41,7 +41,7 @@ def prune(
         checkpoint: folder or shipped name.
         output: folder of the new checkpoint; ``./<checkpoint>-pruned`` by default.
         tokens: visual tokens kept of a page, a multiple of five.
-        keep_by: which: ``ink`` (those that show trace) or ``uniform``.
+        keep_by: which: ``uniform`` (at even distances) or ``ink`` (those that show trace).
         layers: decoder layers that stay.
         mlp: neurons that stay in each of them.
         kv_heads: groups of heads that stay in each of them.
@@ -61,14 +61,15 @@ def prune(
         tick: called with the name of the stage, and parts done and in all.
 
     Returns:
-        ``{"checkpoint", "bytes", "parameters", "prefill", "pruning", "gate", "seconds"}``.
+        That of ``_judged.ended`` and ``{"parameters", "prefill", "pruning"}``.
 
     Raises:
         UserError: options that cannot be used, or no records and no ``accept_loss``.
         BudgetError: the accuracy gate was not passed; nothing was kept.
     """
-    from pulse_edge.commands._judged import judged
+    from pulse_edge.commands._judged import ended, judged
     from pulse_edge.compress import prune_checkpoint
+    from pulse_edge.evaluate.gate import keeping
     from pulse_edge.model.checkpoint import resolve_model
 
     source = resolve_model(checkpoint)
@@ -81,17 +82,14 @@ def prune(
         raise UserError("Say what goes: --tokens, --layers, --mlp, --kv-heads or --tower.")
     start = time.perf_counter()
     remedy = "Prune less, or heal for longer"
-    gate = judged("pruned", source, records, split, limit, KEPT, FLIPS, remedy, accept_loss, tick)
+    gate = judged("pruned", source, records, split, limit, keeping(KEPT, FLIPS), remedy, accept_loss, tick)
     healing = {"lessons": heal, "pages": heal_pages, "steps": heal_steps}
     result = prune_checkpoint(source, output, cut, calibration, calibration_size, seed, healing, gate, tick)
     return {
-        "checkpoint": str(output),
-        "bytes": sum(path.stat().st_size for path in output.iterdir()),
+        **ended(source, output, result["metrics"][-1], start),
         "parameters": result["parameters"],
         "prefill": [_prefill(folder) for folder in (source, output)],
         "pruning": result["pruning"],
-        "gate": result["metrics"][-1],
-        "seconds": time.perf_counter() - start,
     }
 
 

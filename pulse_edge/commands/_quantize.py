@@ -11,7 +11,6 @@ from pulse_edge.errors import UserError
 
 if TYPE_CHECKING:
     from pulse_edge.compress.form import Form
-    from pulse_edge.evaluate.gate import Budget
 
 
 def quantize(
@@ -59,14 +58,16 @@ def quantize(
         tick: called with the name of the stage, and parts done and in all.
 
     Returns:
-        ``{"checkpoint", "bytes", "quantization", "gate", "seconds"}``.
+        That of ``_judged.ended`` and ``{"quantization"}``.
 
     Raises:
         UserError: options that cannot be used, or no records and no ``accept_loss``.
         BudgetError: the accuracy gate was not passed; nothing was kept.
     """
     from pulse_edge.bundle import disk_errors
+    from pulse_edge.commands._judged import ended, judged
     from pulse_edge.compress import quantize_checkpoint
+    from pulse_edge.evaluate.gate import BUDGETS, REMEDY
     from pulse_edge.model.checkpoint import resolve_model
 
     source = resolve_model(checkpoint)
@@ -74,25 +75,19 @@ def quantize(
     if forms is not None:
         bits = min((form.bits for form in forms.values() if form is not None), default=8)
     output = Path(output) if output is not None else Path(f"{source.resolve().name}-int{bits}")
-    if records is None and not accept_loss:
-        raise UserError(
-            "Name the ECGs on which the loss of accuracy is measured: --records LABELS_CSV. To do without, "
-            "add --accept-loss, which is recorded."
-        )
     start = time.perf_counter()
+    gate = judged(
+        f"int{bits}", source, records, split, limit, lambda auroc: BUDGETS[bits], REMEDY, accept_loss, tick
+    )
     chosen = group if group is not None or bits == 8 else usual_group(source)
     with disk_errors(output.parent):
         result = quantize_checkpoint(
             source, output, bits, chosen, not asymmetric, method, calibration, calibration_size, seed,
-            force_text, gate_of(source, bits, records, split, limit, accept_loss, tick), tick, forms,
-            embedding, lm_head,
+            force_text, gate, tick, forms, embedding, lm_head,
         )  # fmt: skip
     return {
-        "checkpoint": str(output),
-        "bytes": sum(path.stat().st_size for path in output.iterdir()),
+        **ended(source, output, result["metrics"][-1], start),
         "quantization": result["quantization"],
-        "gate": result["metrics"][-1],
-        "seconds": time.perf_counter() - start,
     }
 
 
@@ -117,41 +112,3 @@ def _forms(plan: Path, source: Path) -> dict[str, Form | None]:
             f"{plan} was made for other weights than those of {source}. Make one: pulse-edge search {source}"
         )
     return found
-
-
-def gate_of(
-    source: Path,
-    bits: int,
-    records: Path | None,
-    split: str | None,
-    limit: int | None,
-    accept_loss: bool,
-    tick: Callable[[str, int, int], None],
-    budget: Budget | None = None,
-) -> Callable[[Path], dict[str, Any]]:
-    """Return what scores the finished checkpoint beside the one that it came from; the budget is that of
-    the bits unless another is given."""
-    stage = f"int{bits}"
-    if records is None:
-        return lambda folder: {"stage": stage, "set": None, "passed": False, "accepted": ["not measured"]}
-    from pulse_edge.ecg.split import SPLITS
-    from pulse_edge.errors import UnknownNameError
-    from pulse_edge.evaluate.labels import read_labels
-
-    if split is not None and split not in SPLITS:
-        raise UnknownNameError("split", split, SPLITS)
-    if limit is not None and limit < 1:
-        raise UserError("--limit must be at least 1.")
-    read_labels(records)  # complain about the file before hours of work
-
-    def measure(folder: Path) -> dict[str, Any]:
-        from pulse_edge.evaluate.certify import Trial, certify
-        from pulse_edge.evaluate.gate import BUDGETS
-        from pulse_edge.runtimes.load import load
-
-        trial = Trial(
-            stage, source, folder, Path(records), split, limit, budget or BUDGETS[bits], accept_loss
-        )
-        return certify(trial, lambda path: load(path, own=True), tick)
-
-    return measure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -58,12 +59,13 @@ def search(
         BudgetError: no mixture is within the budget, or the gate was not passed.
     """
     from pulse_edge.bundle import disk_errors
-    from pulse_edge.commands._quantize import gate_of, usual_group
+    from pulse_edge.commands._judged import ended, judged
+    from pulse_edge.commands._quantize import usual_group
     from pulse_edge.compress import quantize_checkpoint, read_plan, search_plan
-    from pulse_edge.evaluate.gate import Budget
+    from pulse_edge.evaluate.gate import REMEDY, Budget
     from pulse_edge.model.checkpoint import resolve_model
 
-    source = resolve_model(checkpoint)
+    source, start = resolve_model(checkpoint), time.perf_counter()
     if records is None:
         raise UserError("Name the ECGs on which every layer is measured: --records LABELS_CSV.")
     plan = Path(plan) if plan is not None else Path(f"{source.resolve().name}-plan.json")
@@ -79,15 +81,16 @@ def search(
         return found
     forms, _ = read_plan(plan)
     least = min((form.bits for form in forms.values() if form is not None), default=8)
-    gate = gate_of(source, least, Path(records), "test", limit, accept_loss, tick, allowed)
+    gate = judged(
+        f"int{least}", source, records, "test", limit, lambda auroc: allowed, REMEDY, accept_loss, tick
+    )
     with disk_errors(Path(output).parent):
         made = quantize_checkpoint(
             source, Path(output), least, chosen_group if least == 4 else None, True, method, calibration,
             calibration_size, seed, False, gate, tick, forms,
         )  # fmt: skip
-    size = sum(path.stat().st_size for path in Path(output).iterdir())
-    done = {"checkpoint": str(output), "bytes": size, "quantization": made["quantization"]}
-    return {**found, "quantized": {**done, "gate": made["metrics"][-1]}}
+    done = ended(source, Path(output), made["metrics"][-1], start)
+    return {**found, "quantized": {**done, "quantization": made["quantization"]}}
 
 
 def _check(

@@ -17,7 +17,7 @@ import numpy as np
 from pulse_edge.ecg.instruct import REPORT_QUESTION
 from pulse_edge.ecg.paper import blank, render
 from pulse_edge.ecg.record import read_record
-from pulse_edge.evaluate.gate import Budget, compare, judge
+from pulse_edge.evaluate.gate import REMEDY, Budget, compare, judge
 from pulse_edge.evaluate.report import write_report
 from pulse_edge.evaluate.score import THRESHOLD, Scored, label_intervals, score_records
 
@@ -38,8 +38,9 @@ class Trial:
         records: labels.csv.
         side: of the split; None for all patients.
         limit: at most so many records.
-        budget: what the step may cost.
+        budget: what the step may cost, given the macro AUROC that it began with (None if not known).
         accept_loss: keep it whatever it costs.
+        remedy: what else could be done about a loss, the beginning of a sentence.
     """
 
     stage: str
@@ -48,8 +49,9 @@ class Trial:
     records: Path
     side: str | None
     limit: int | None
-    budget: Budget
+    budget: Callable[[float | None], Budget]
     accept_loss: bool
+    remedy: str = REMEDY
 
 
 def certify(
@@ -73,7 +75,9 @@ def certify(
     before, empty_before = _score(trial, trial.before, "scoring before", open_model, tick)
     session = open_model(trial.after)
     after, empty_after = _score(trial, trial.after, "scoring after", lambda _: session, tick)
-    found = judge(compare(before, after), trial.budget, trial.accept_loss)
+    found = compare(before, after)
+    budget = trial.budget(found["auroc_before"]["macro"])
+    found = judge(found, budget, trial.accept_loss, trial.remedy)
     side = "all" if trial.side is None else trial.side
     pages = _worst(before, after, trial.records)
     answers_after = [_ask(session, page["image"]) for page in pages]

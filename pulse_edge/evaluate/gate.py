@@ -7,7 +7,7 @@ patients, with the two models' scores kept together (paired bootstrap, Efron and
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from pulse_edge.errors import BudgetError
 from pulse_edge.evaluate.score import THRESHOLD, Scored, auroc
 
 RESAMPLES: Final = 1000
+REMEDY: Final = "Use more bits, a smaller group or another method"
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,16 @@ def above_chance(before: float | None, kept: float, flips: float) -> Budget:
     return Budget((1 - kept) * max(0.0, (before or 0.5) - 0.5), flips)
 
 
+def keeping(kept: float, flips: float) -> Callable[[float | None], Budget]:
+    """Return :func:`above_chance` of a share, for a macro AUROC that is not known yet."""
+    return lambda before: above_chance(before, kept, flips)
+
+
 def judge(
     result: Mapping[str, Any],
     budget: Budget,
     accept_loss: bool,
-    remedy: str = "Use more bits, a smaller group or another method",
+    remedy: str = REMEDY,
 ) -> dict[str, Any]:
     """Return ``result`` with its budget and the verdict.
 

@@ -171,6 +171,8 @@ def _from_hf(raw: Mapping[str, Any]) -> dict[str, Any]:
     if keep is not None and config["merge"] != "flat":
         raise _unsupported("keep_tokens", keep, "None with this merge")
     text = dict(config.get("text_config") or {})
+    if text.get("spread") is not None and not _spreads(text["spread"], keep):
+        raise _unsupported("text_config.spread", text["spread"], "[first, keep_tokens, of how many]")
     rope = text.get("rope_parameters")
     if isinstance(rope, dict) and "rope_theta" in rope:
         # transformers 5 nests what transformers 4 reads from two fields.
@@ -179,6 +181,14 @@ def _from_hf(raw: Mapping[str, Any]) -> dict[str, Any]:
             text.setdefault("rope_scaling", {k: v for k, v in rope.items() if k != "rope_theta"})
     config["text_config"] = text
     return config
+
+
+def _spreads(spread: object, keep: int | None) -> bool:
+    """Whether a list says where ``keep`` visual tokens stand; see ``places.positions``."""
+    if not isinstance(spread, list) or len(spread) != 3 or not all(type(n) is int for n in spread):
+        return False
+    first, kept, every = spread
+    return bool(first >= 0 and kept == keep and kept <= every)
 
 
 def _unsupported(what: str, value: object, known: object) -> CheckpointError:

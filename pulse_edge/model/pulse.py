@@ -25,10 +25,12 @@ from pulse_edge.contract import GRID_PINPOINTS, IGNORE_ID, IMAGE_TOKEN_ID, MAX_T
 from pulse_edge.errors import UserError
 from pulse_edge.model.ink import kept_tokens
 from pulse_edge.model.merge import merge_index
+from pulse_edge.model.spread import spread_positions
 
 
 class PulseConfig(LlavaNextConfig):
-    """LlavaNextConfig plus ``merge``, ``keep_tokens`` and ``keep_by``.
+    """LlavaNextConfig plus ``merge``, ``keep_tokens`` and ``keep_by``; where the kept tokens stand is said by
+    ``text_config.spread`` (:func:`.places.positions`).
 
     Args:
         merge: "flat" (PULSE-7B and its students) or "spatial_unpad" (LLaVA-1.6).
@@ -58,6 +60,10 @@ class PulseForConditionalGeneration(LlavaNextForConditionalGeneration):
 
     config_class = PulseConfig
     config: PulseConfig
+
+    def __init__(self, config: PulseConfig) -> None:
+        super().__init__(config)
+        spread_positions(self.model.language_model)
 
     def encode_images(self, pixel_values: Tensor, every: bool = False) -> Tensor:
         """Run tower and projector on tiles: float [n, 3, 336, 336] -> [n, T, H], nothing merged.

@@ -1,7 +1,9 @@
-"""The certificate: what report.html shows is what the gate's row says, and it needs nothing from outside."""
+"""The certificate: what report.html shows is what the gate's row says, whichever step made the model, and it
+needs nothing from outside."""
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from html.parser import HTMLParser
@@ -10,15 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from sklearn.metrics import roc_auc_score
 
 from pulse_edge import commands
 from pulse_edge.evaluate.certify import calibration, matrix
 from pulse_edge.evaluate.report import write_report
 from pulse_edge.evaluate.score import Scored, label_intervals
-from pulse_edge.samples import SAMPLES
+from pulse_edge.samples import SAMPLES, samples
 
 TABLE = SAMPLES / "samples.csv"
+STAGES = {"quantised": "int4", "pruned": "pruned", "distilled": "distilled"}
 
 
 class Page(HTMLParser):
@@ -74,8 +78,56 @@ def quantised(
     return folder, result["gate"]
 
 
-def test_every_figure_is_that_of_the_gate(quantised) -> None:
-    folder, gate = quantised
+@pytest.fixture(scope="module")
+def pruned(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("certificate") / "p"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pulse_edge.evaluate.certify.ANSWER", 8)
+        result = commands.prune(
+            str(small_checkpoint), folder, tokens=60, records=TABLE, split=None, accept_loss=True
+        )
+    return folder, result["gate"]
+
+
+@pytest.fixture(scope="module")
+def distilled(
+    small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """A student with another tower, family and width; its teacher's patients are samples called otherwise."""
+    work = tmp_path_factory.mktemp("certificate")
+    student = {
+        "start": "fresh",
+        "vision": {"model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 48,
+                   "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 336, "patch_size": 48},
+        "text": {"model_type": "qwen2", "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 1,
+                 "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512},
+    }  # fmt: skip
+    recipe = {"student": student, "lessons": {"pages": 4}, "course": {"steps": 1, "batch": 2}}
+    (work / "own.yaml").write_text(yaml.safe_dump(recipe))
+    learnt = work / "labels.csv"
+    with learnt.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(samples()[0]))
+        writer.writeheader()
+        for k, row in enumerate(samples()):
+            writer.writerow({**row, "record": str(SAMPLES / row["record"]), "patient_id": f"p{k}"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pulse_edge.compress.lessons.SHARD", 4)
+        patch.setattr("pulse_edge.evaluate.certify.ANSWER", 8)
+        result = commands.distill(
+            str(small_checkpoint), work / "d", str(work / "own.yaml"), learnt, records=TABLE, split=None,
+            accept_loss=True,
+        )  # fmt: skip
+    return work / "d", result["gate"]
+
+
+@pytest.fixture(params=["quantised", "pruned", "distilled"])
+def certified(request: pytest.FixtureRequest) -> tuple[str, Path, dict[str, Any]]:
+    """What made a model smaller, the model, and the gate's row."""
+    return (request.param, *request.getfixturevalue(request.param))
+
+
+def test_every_figure_is_that_of_the_gate(certified) -> None:
+    by, folder, gate = certified
     page = Page((folder / "report.html").read_text("utf-8"))
     shown = {row[0]: row[1:] for row in page.tables["auroc"][1:]}
     assert set(shown) == set(gate["auroc"])
@@ -91,7 +143,7 @@ def test_every_figure_is_that_of_the_gate(quantised) -> None:
         assert cells == [gate["blank_image"][when][name] for when in ("before", "after")]
     last = page.tables["chain"][-1]
     assert (last[0], last[2], last[3], last[4], last[6]) == (
-        "int4", 6, gate["auroc"]["macro"], gate["loss"], gate["flip_share"]
+        STAGES[by], 6, gate["auroc"]["macro"], gate["loss"], gate["flip_share"]
     )  # fmt: skip
     assert [row[1] for row in page.tables["calibration"][1:]] == [
         gate["calibration"][when]["ece"] for when in ("before", "after")
@@ -101,8 +153,8 @@ def test_every_figure_is_that_of_the_gate(quantised) -> None:
     assert json.loads((folder / "pulse.json").read_text("utf-8"))["metrics"][-1] == gate
 
 
-def test_the_worst_pages_are_pictures_with_both_answers(quantised) -> None:
-    folder, gate = quantised
+def test_the_worst_pages_are_pictures_with_both_answers(certified) -> None:
+    _, folder, gate = certified
     page = Page((folder / "report.html").read_text("utf-8"))
     assert len(page.sources) == len(gate["worst"]) == 4
     assert all(source.startswith("data:image/jpeg;base64,/9j/") for source in page.sources)
