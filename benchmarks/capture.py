@@ -29,7 +29,7 @@ from typing import Any
 import cv2
 import numpy as np
 from capture_baselines import METHODS
-from capture_truth import Error, against_lattice, against_photo, compare, read_photos
+from capture_truth import Error, against_lattice, against_photo, compare, read_photos, stands_upright
 from machine import describe_machine
 from numpy.typing import NDArray
 from PIL import Image
@@ -252,9 +252,7 @@ def synthesised(count: int, whole: bool) -> Row:
         seconds = time.process_time() - start
         name = {"file": f"seed {seed}", "kind": "synthesised"}
         row = _row(name, against_photo(found.mesh, photo) or LOST, seconds)
-        centre = found.mesh[found.mesh.shape[0] // 2, found.mesh.shape[1] // 2 - 2 :][:5]
-        path = photo.to_paper(centre[[0, -1], 0], centre[[0, -1], 1])
-        row["upright"] = bool((path[1] - path[0])[0] > abs((path[1] - path[0])[1]))
+        row["upright"] = stands_upright(found.mesh, photo)
         row |= {"found": found.grid_found, "turns": turns, "orientation_sure": found.orientation_sure}
         rows.append(row)
     out = _summary(rows) | {"upright": sum(row["upright"] for row in rows), "rows": rows}
