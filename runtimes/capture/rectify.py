@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Final
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -104,8 +105,8 @@ def rectify(image: NDArray[np.uint8], px_per_mm: float = PX_PER_MM) -> Rectified
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ImageError(f"The picture is {image.dtype} {list(image.shape)}, not uint8 [height, width, 3].")
     clock = _Clock()
-    small, factor = reduce(image)
-    signal = line_signal(small)
+    grey, factor = reduce(np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8))
+    signal = line_signal(grey)
     clock.lap("contrast")
     lattice, seed = find_lattice(signal, clock)
     found = lattice is not None
