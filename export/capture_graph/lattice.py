@@ -27,7 +27,7 @@ from pulse_edge.export.capture_graph.lines import (
 )
 from pulse_edge.export.capture_graph.mesh import NODES, Span, moved
 from pulse_edge.export.capture_graph.plain import FAR, array, choose, count, true
-from pulse_edge.export.capture_graph.reference import FIRST, GRID, GROWING, LAST, MINOR, Pass
+from pulse_edge.export.capture_graph.reference import FIRST, GRID, GROWING, LAST, MINOR, SHIFTS, Pass
 from pulse_edge.export.capture_graph.region import largest
 
 ROUNDS: Final = 12  # of growing; the reference does up to 14 and needs 11 for the worst of 22 pictures
@@ -91,7 +91,9 @@ class Work:
         active = active * true(held.sum() > 11.5) * true(front.sum() >= 0.005 * inside.sum())
         mesh = choose(held[None], self.mesh, continue_mesh(self.mesh, held))
         mesh = self.span.continued(mesh)
-        shift, sure = self._shifts(self.ruler.measure(mesh, self.span, GROWING.window), GROWING)
+        shift, sure = self._shifts(
+            self.ruler.measure(mesh, self.span, GROWING.window), GROWING, reference.DOUBT
+        )
         calm = _calm(shift, self.span)
         good = true(sure.amin(0) > reference.COMING) * true(torch.abs(shift - calm).amax(0) < 0.3)
         good = good * torch.maximum(held, front)
@@ -105,11 +107,13 @@ class Work:
             active = active * true(more.sum() >= held.sum() + 1.5)
         return active * more + (1 - active) * held, tries + front, active
 
-    def _shifts(self, seen: Tensor, turn: Pass) -> tuple[Tensor, Tensor]:
+    def _shifts(self, seen: Tensor, turn: Pass, doubt: float = 0.0) -> tuple[Tensor, Tensor]:
         """How far each node is off, in millimetres, and how sure that is: float32 [2, N, N] each."""
         score = correlate(seen, self.template, self.span)
         rows, columns = self._voters(turn.vote)
-        shift, sure = best_shift(rows @ score @ columns.T, turn.reach, self.tight)
+        voted = rows @ score @ columns.T - array(doubt * SHIFTS**2)[:, None, None]
+        shift, sure = best_shift(voted, turn.reach, self.tight)
+        sure = sure + true(sure > 0) * doubt * shift**2
         return shift * self.span.real, sure * self.span.real
 
     def _voters(self, sigma: float) -> tuple[Tensor, Tensor]:

@@ -92,7 +92,11 @@ class Seed:
 
 
 def find_seeds(found: Spectra) -> list[Seed]:
-    """Find the grid where it is clearest: candidates of different places or spacings, the best first."""
+    """Find the grid where it is clearest: candidates of different places or spacings.
+
+    The best comes first, then the best of each other spacing, since a screen's pixels or a weave are grids
+    in many places at once; then the rest.
+    """
     rows, columns = found.shape
     power = found.power.reshape(rows, columns, *found.power.shape[1:])
     groups = [(r, c) for r in _middles(rows) for c in _middles(columns)]
@@ -125,7 +129,18 @@ def find_seeds(found: Spectra) -> list[Seed]:
         for k in clear
         for frequency, best in _best_pairs(score[..., k], radius[first : first + count], angle)
     ]
-    return sorted(seeds, key=lambda seed: -seed.score)
+    seeds.sort(key=lambda seed: -seed.score)
+    others: list[Seed] = []
+    for seed in seeds:
+        if all(_differs(seed.frequency, other.frequency) for other in others):
+            others.append(seed)
+    return others + [seed for seed in seeds if not any(seed is other for other in others)]
+
+
+def _differs(one: Floats, other: Floats) -> bool:
+    """Whether two candidates' spacings differ by more than a page seen from the side differs in itself."""
+    apart = np.log(np.hypot(one[:, 0], one[:, 1]) / np.hypot(other[:, 0], other[:, 1]))
+    return bool(np.abs(apart).max() > np.log(_RATIO))
 
 
 def _middles(n: int) -> list[int]:

@@ -20,6 +20,7 @@ from pulse_edge.runtimes.capture.field import continued, smooth_field
 from pulse_edge.runtimes.capture.lines import (
     GRID,
     MINOR,
+    SHIFTS,
     best_shift,
     correlate,
     global_shift,
@@ -60,6 +61,7 @@ _WIDER: Final = 5  # nodes beyond the first mesh, at most
 _TRIES: Final = 5  # rounds in which a node may fail
 _STRONG: Final = 0.55  # correlation from which a node is held
 _COMING: Final = 0.45  # and from which it is taken in beside nodes that are held
+_DOUBT: Final = 0.15  # correlation by which a line 1 mm from where it is expected must be clearer
 
 
 @dataclass(frozen=True)
@@ -168,11 +170,15 @@ class _Work:
         self.residual = np.pad(self.residual, ((0, 0), *sides))
 
     def look(self, turn: Pass) -> tuple[Floats, Floats]:
-        """Measure without moving: shifts [rows, columns, 2] and how sure each is [2, rows, columns]."""
+        """Measure without moving: shifts [rows, columns, 2] and how sure each is [2, rows, columns].
+
+        Among noise or traces one line looks like the next, so the farther the less likely.
+        """
         found = []
         for family, coefficients in enumerate(measure(self.signal, self.mesh, turn.window)):
             voted = vote(correlate(coefficients, self.template[family]), turn.vote)
-            found.append(best_shift(voted, min(turn.reach, self.reach[family])))
+            shift, sure = best_shift(voted - _DOUBT * SHIFTS**2, min(turn.reach, self.reach[family]))
+            found.append((shift, np.where(sure > 0, sure + _DOUBT * shift**2, 0)))
         return np.stack([shift for shift, _ in found], axis=-1), np.stack([sure for _, sure in found])
 
     def inside(self) -> NDArray[np.bool_]:

@@ -158,7 +158,7 @@ def find_lattice(signal: NDArray[np.float32], clock: _Clock | None = None) -> tu
     most = 0.0
     for seed in seeds[:_TRIED]:
         if seed.score < _LEAST_SEED:
-            break
+            continue
         phase, trust = fit_phase(found, seed)
         clock.lap("frequency field")
         if not (trust > 0).all(1).any():
