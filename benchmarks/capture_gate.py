@@ -88,7 +88,10 @@ CHECKS = (
     Check("glare, real", "lost_mm2", 1, limits.MOST_GLARE_MM2, _flag("glare"), ("real",)),
     Check("cut leads", "cut", 1, 0.0, lambda row: row["lost_mm"] > 10, ("defects",)),
     Check("cut leads, real", "cut", 1, 0.0, _flag("crop"), ("real",)),
-    Check("grid lost", "seen", -1, limits.LEAST_SEEN, lambda row: row["failed"], ("careless", "defects", "real")),
+    Check(
+        "grid lost", "seen", -1, limits.LEAST_SEEN,
+        lambda row: row["failed"], ("careless", "defects", "real"),
+    ),
     Check(
         "nodes astray", "residual_mm", 1, limits.MOST_RESIDUAL_MM,
         lambda row: row["failed"], ("careless", "defects", "real"),
