@@ -245,15 +245,17 @@ def _peaks(power: NDArray[np.float32], around: Floats, reach: float) -> tuple[Fl
     centre = expected * flip * WINDOW
     sides = np.maximum(2, np.round(np.hypot(centre[:, 0], centre[:, 1]) * reach)).astype(np.intp)
     found, weight = expected.copy(), np.zeros(len(expected))
+    middle = np.round(centre).astype(np.intp)
     # Patches of one size at a time: there are few sizes, and many windows.
     for side in np.unique(sides):
         offset = np.arange(-side - 1, side + 2)
-        middle = np.round(centre).astype(np.intp)
         at = np.flatnonzero(
             (sides == side)
             & (middle[:, 0] + side + 1 <= WINDOW // 2)
             & (np.abs(middle[:, 1]) + side + 1 < WINDOW // 2)
         )
+        if not len(at):  # all beyond what the window resolves
+            continue
         columns, rows = middle[at, :1] + offset, middle[at, 1:] + offset
         # Left of frequency 0 the half spectrum goes on as its mirror image.
         mirrored = np.where(columns[:, None, :] < 0, -rows[:, :, None], rows[:, :, None]) % WINDOW

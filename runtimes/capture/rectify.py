@@ -35,6 +35,7 @@ _LEAST_SEED: Final = 8.0  # score of the global search below which there is no g
 _TRIED: Final = 4  # seeds
 _REACH: Final = 4.0  # nodes to each side over which the scale is taken
 _PLAIN: Final = 0.6  # share of the mesh at which the grid is seen that ends the search
+_ALIKE: Final = 0.5  # what an area counts in which all lines are alike
 _LEAST_NODES: Final = 40  # nodes at which the grid must be seen: 1,000 mm²
 
 
@@ -169,11 +170,13 @@ def find_lattice(signal: NDArray[np.float32], clock: _Clock | None = None) -> tu
         lattice = _trim(refine(signal, first), signal.shape)
         clock.lap("lattice")
         seen = int(np.count_nonzero(lattice.strength > SEEN))
-        # By area, so that the spacing does not matter.
-        area = seen / abs(float(np.linalg.det(seed.frequency)))
+        # By area, so that the spacing does not matter; where no line is thicker than the next it may be a
+        # screen's pixels, or a weave, and a grid with thick lines is preferred.
+        plain = lattice.major == 0
+        area = seen / abs(float(np.linalg.det(seed.frequency))) * (_ALIKE if plain else 1.0)
         if seen >= _LEAST_NODES and area > most:
             best, most = lattice, area
-        if seen >= max(_LEAST_NODES, _PLAIN * lattice.strength.size):
+        if seen >= max(_LEAST_NODES, _PLAIN * lattice.strength.size) and not plain:
             break
     return best, seeds[0].score
 
