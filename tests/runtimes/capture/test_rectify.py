@@ -18,6 +18,8 @@ from pulse_edge.ecg.photo import Fold, Photo, PhotoStyle, Wave, photograph
 from pulse_edge.ecg.record import read_record
 from pulse_edge.errors import ImageError
 from pulse_edge.image_io import open_image
+from pulse_edge.runtimes.capture.contrast import line_signal
+from pulse_edge.runtimes.capture.frequency import find_seeds, spectra
 from pulse_edge.runtimes.capture.lattice import linked
 from pulse_edge.runtimes.capture.rectify import SEEN, Rectified, rectify
 
@@ -249,16 +251,15 @@ def test_no_line_is_taken_for_its_neighbour_on_a_faint_grid(root: Path) -> None:
     assert slipped.mean() < 0.05
 
 
-def test_a_finer_grid_of_other_make_does_not_hide_the_printed_one(page: Page) -> None:
-    """A screen's pixels, or a weave: lines without thick ones among them, and clearer than the grid."""
+def test_every_spacing_gets_its_turn(page: Page) -> None:
+    """A screen's pixels, or a weave, are a clearer grid than the printed one, and in many places."""
     photo = photograph(page.image, page.px_per_mm, replace(BENT, rotation_deg=3.0), (1500, 1125))
     y, x = np.mgrid[: photo.image.shape[0], : photo.image.shape[1]]
     raster = 1 - 0.4 * ((x % 3 == 0) | (y % 3 == 0))
-    image = (photo.image * raster[..., None]).astype(np.uint8)
-    found = rectify(image)
-    mm, true, _ = on_page(found, photo)
-    assert np.sqrt((off_mm(mm, true) ** 2).mean()) < 0.3
-    assert found.px_per_mm[0] == pytest.approx(photo.px_per_mm, rel=0.1)
+    grey = cv2.cvtColor((photo.image * raster[..., None]).astype(np.uint8), cv2.COLOR_RGB2GRAY)
+    spacings = [1 / np.hypot(*seed.frequency.T) for seed in find_seeds(spectra(line_signal(grey)))]
+    assert spacings[0] == pytest.approx([3, 3], rel=0.02)
+    assert spacings[1] == pytest.approx([photo.px_per_mm] * 2, rel=0.1)
 
 
 # --- what holds a mesh together -------------------------------------------------------------------
