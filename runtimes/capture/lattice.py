@@ -214,8 +214,8 @@ class _Work:
 def linked(mesh: Floats, good: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The largest part of the good nodes, [rows, columns], that hangs together by regular steps.
 
-    A step that is a sixth longer or shorter than those around it passes over a line, or stops at a trace:
-    paper, bent or folded, does not stretch from one square to the next.
+    A step that differs by a sixth from those around it passes over a line, or goes to a trace: paper, bent or
+    folded, does not stretch or shear from one square to the next.
     """
     rows, columns = good.shape
     joined = np.zeros((2 * rows - 1, 2 * columns - 1), np.uint8)  # nodes, and steps between them
@@ -229,10 +229,12 @@ def linked(mesh: Floats, good: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _regular(steps: Floats) -> NDArray[np.bool_]:
-    """Whether each step, [rows, columns, 2], is about as long as those around it."""
-    length = np.hypot(steps[..., 0], steps[..., 1]).astype(np.float32)
-    usual = cv2.medianBlur(length, 5) if length.size else length
-    return np.asarray(np.abs(length - usual) < _IRREGULAR * usual)
+    """Whether each step, [rows, columns, 2], leads about as far and the same way as those around it."""
+    if not steps.size:
+        return np.ones(steps.shape[:2], np.bool_)
+    usual = np.stack([cv2.medianBlur(part, 5) for part in cv2.split(steps.astype(np.float32))], axis=-1)
+    off, length = (np.hypot(way[..., 0], way[..., 1]) for way in (steps - usual, usual))
+    return np.asarray(off < _IRREGULAR * length)
 
 
 def _moved(mesh: Floats, shift_mm: Floats) -> Floats:
