@@ -28,7 +28,7 @@ from pulse_edge.export.capture_graph.lines import (
 from pulse_edge.export.capture_graph.mesh import NODES, Span, moved
 from pulse_edge.export.capture_graph.plain import FAR, array, choose, count, true
 from pulse_edge.export.capture_graph.reference import FIRST, GRID, GROWING, LAST, MINOR, SHIFTS, Pass
-from pulse_edge.export.capture_graph.region import largest
+from pulse_edge.export.capture_graph.region import linked
 
 ROUNDS: Final = 12  # of growing; the reference does up to 14 and needs 11 for the worst of 22 pictures
 _GUARD: Final = 2  # nodes that interpolation reads beyond a span
@@ -76,7 +76,7 @@ class Work:
         self.widen()
         inside = self.inside()
         good = true(self.strength > reference.STRONG) * true(torch.abs(self.residual).amax(0) < 0.4)
-        held = largest(good * self.span.real) * inside
+        held = linked(self.mesh, good * self.span.real, self.span) * inside
         tries, active = torch.zeros(NODES, NODES), array(1.0)
         for turn in range(ROUNDS):
             held, tries, active = self._round(held, tries, active, turn == 0)
@@ -102,7 +102,7 @@ class Work:
         self.mesh = active * mesh + (1 - active) * self.mesh
         self.strength = active * torch.sqrt(sure[0] * sure[1]) + (1 - active) * self.strength
         self.residual = active * (shift - calm) + (1 - active) * self.residual
-        more = largest(good)
+        more = linked(mesh, good, self.span)
         if not first:
             active = active * true(more.sum() >= held.sum() + 1.5)
         return active * more + (1 - active) * held, tries + front, active

@@ -37,7 +37,7 @@ SAME = {
     mesh: {"STEP_MM": "STEP_MM"},
     lattice: {
         "NO_MAJOR": "_NO_MAJOR", "WIDER": "_WIDER", "TRIES": "_TRIES", "STRONG": "_STRONG",
-        "COMING": "_COMING", "DOUBT": "_DOUBT",
+        "COMING": "_COMING", "DOUBT": "_DOUBT", "IRREGULAR": "_IRREGULAR",
     },
     rectify: {"SEEN": "SEEN", "PAGE_PX_PER_MM": "PX_PER_MM"},
     light: {"CELL_MM": "_CELL_MM", "SMOOTH_MM": "_SMOOTH_MM", "WHITE": "_WHITE"},
