@@ -123,7 +123,12 @@ def find_seeds(found: Spectra) -> list[Seed]:
         above = tooth(fifths) - (tooth(fifths - 0.5) + tooth(fifths + 0.5)) / 2
         above[np.isnan(above)] = 0  # beyond Nyquist
         score += np.float32(weight) * np.clip(above, -_CAP, _CAP, out=above)
-    clear = np.argsort(-score.max((0, 1)))[:_TRIED]
+    clear = np.argsort(-score.max((0, 1)))[:_TRIED].tolist()
+    # And the picture's middle, where the page is, whatever cloth it lies on.
+    middle = min(
+        range(len(groups)), key=lambda k: np.hypot(*np.subtract(groups[k], (np.array(found.shape) - 1) / 2))
+    )
+    clear += [middle] if middle not in clear else []
     seeds = [
         Seed(frequency, groups[k][0] * columns + groups[k][1], best)
         for k in clear

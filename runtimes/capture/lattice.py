@@ -157,7 +157,7 @@ class _Work:
             held = more
 
     def drop(self) -> None:
-        """Give up nodes that see a grid where the nodes around them do not expect it."""
+        """Say of nodes that see a grid where the rest of the mesh does not lead to that they see none."""
         held = linked(self.mesh, self.strength > _WEAK)
         if held.sum() < 12:
             return
@@ -167,8 +167,6 @@ class _Work:
         away = cv2.distanceTransform((~held).astype(np.uint8), cv2.DIST_L2, 3)  # in nodes
         lost = (self.strength > _WEAK) & ~held & (off > _ASTRAY_MM + _ASTRAY_GROWS * away)
         self.strength = np.where(lost, 0.0, self.strength)
-        around = cv2.dilate(lost.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool) & ~held
-        self.mesh = np.where(around[..., None], expected, self.mesh)
 
     def widen(self) -> None:
         """Add nodes around the mesh, where the picture goes on beyond it."""

@@ -32,10 +32,10 @@ Floats = NDArray[np.float64]
 PX_PER_MM: Final = 6.0  # of the page that comes back
 SEEN: Final = 0.5  # strength from which the grid counts as seen at a node
 _LEAST_SEED: Final = 8.0  # score of the global search below which there is no grid
-_TRIED: Final = 4  # seeds
+_TRIED: Final = 5  # seeds
 _REACH: Final = 4.0  # nodes to each side over which the scale is taken
 _PLAIN: Final = 0.6  # share of the mesh at which the grid is seen that ends the search
-_ALIKE: Final = 0.5  # what an area counts in which all lines are alike
+_ALIKE: Final = 0.2  # what an area counts in which all lines are alike
 _LEAST_NODES: Final = 40  # nodes at which the grid must be seen: 1,000 mm²
 
 
