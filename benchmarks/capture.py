@@ -6,8 +6,10 @@
    square error of the hand-checked 5 mm lattice in millimetres, its 95th percentile, the spacing (px/mm).
 2. The same pictures changed by known maps (turned by 90, 180, 270 and up to 30 degrees, smaller, seen from
    the side) and spoiled (blur, JPEG, noise, grey, faint, shadow).
-3. Synthesised photos with their exact map: close up, and whole sheets on tables.
-4. A 12-megapixel JPEG from bytes to tiles, step by step, on one core: wall clock and processor time, the
+3. The same pictures turned by every quarter and by -30, 0 and 30 degrees more: which stand upright, and
+   whether any is mirrored.
+4. Synthesised photos with their exact map: close up, and whole sheets on tables.
+5. A 12-megapixel JPEG from bytes to tiles, step by step, on one core: wall clock and processor time, the
    latter since it is nearer to what an otherwise idle core takes.
 
 Prints tables and writes benchmarks/results/capture.json.
@@ -29,7 +31,7 @@ from typing import Any
 import cv2
 import numpy as np
 from capture_baselines import METHODS
-from capture_truth import Error, against_lattice, against_photo, compare, read_photos
+from capture_truth import Error, against_lattice, against_photo, compare, read_photos, stands_upright
 from machine import describe_machine
 from numpy.typing import NDArray
 from PIL import Image
@@ -70,6 +72,7 @@ def main() -> None:
         "synthesised": lambda: synthesised(args.synthesised, False),
         "whole_sheets": lambda: synthesised(args.synthesised, True),
         "changed": lambda: changed(photos),
+        "turned": lambda: turned(photos),
     }
     if not set(args.only or steps) <= set(steps):
         parser.error(f"--only takes {', '.join(steps)}")
@@ -222,6 +225,42 @@ def changed(photos: list[tuple[Row, Picture, Floats]]) -> Row:
     return {"by_change": out, "upright": upright, "n": n, "rows": rows}
 
 
+def turned(photos: list[tuple[Row, Picture, Floats]]) -> Row:
+    """How often ours is upright, and how often mirrored, whatever way a picture is held."""
+    rows = []
+    for entry, image, _ in photos:
+        for quarter in range(4):
+            for degrees in (0, -30, 30):
+                found = rectify(_turn(image, 90 * quarter + degrees))
+                upright = _upright(found, entry["grid_angle_deg"] + 90 * quarter + degrees)
+                across, down = (np.diff(found.mesh[..., :2], axis=k).mean((0, 1)) for k in (1, 0))
+                mirrored = bool(across[0] * down[1] < across[1] * down[0])
+                row = {"file": entry["file"], "turned": 90 * quarter + degrees, "upright": upright}
+                rows.append(row | {"mirrored": mirrored, "sure": round(found.orientation_sure, 3)})
+    out: Row = {"n": len(rows), "quarters": 4 * len(photos)}
+    out["upright"] = sum(row["upright"] for row in rows)
+    out["upright_quarters"] = sum(row["upright"] for row in rows if row["turned"] % 90 == 0)
+    out["mirrored"] = sum(row["mirrored"] for row in rows)
+    out["wrong"] = [row for row in rows if not row["upright"]]
+    print(f"turned: upright {out['upright_quarters']} of {out['quarters']} by quarters, {out['upright']} of "
+          f"{out['n']} in all, mirrored {out['mirrored']}")  # fmt: skip
+    return out
+
+
+def _turn(image: Picture, degrees: int) -> Picture:
+    """Turn a picture clockwise on a table; quarters exactly."""
+    if degrees % 90 == 0:
+        return np.ascontiguousarray(np.rot90(image, -degrees // 90))
+    height, width = image.shape[:2]
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), -degrees, 1)
+    cos, sin = abs(matrix[0, 0]), abs(matrix[0, 1])
+    size = (round(width * cos + height * sin), round(width * sin + height * cos))
+    matrix[:, 2] += (np.array(size) - (width, height)) / 2
+    return np.asarray(
+        cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderValue=TABLE), np.uint8
+    )
+
+
 def shoot(seed: int, whole: bool, side: int = 2000) -> tuple[Photo, int]:
     """Synthesise one photo of a sample record and say by how many quarter turns it is turned."""
     rng = random.Random(seed)
@@ -252,9 +291,7 @@ def synthesised(count: int, whole: bool) -> Row:
         seconds = time.process_time() - start
         name = {"file": f"seed {seed}", "kind": "synthesised"}
         row = _row(name, against_photo(found.mesh, photo) or LOST, seconds)
-        centre = found.mesh[found.mesh.shape[0] // 2, found.mesh.shape[1] // 2 - 2 :][:5]
-        path = photo.to_paper(centre[[0, -1], 0], centre[[0, -1], 1])
-        row["upright"] = bool((path[1] - path[0])[0] > abs((path[1] - path[0])[1]))
+        row["upright"] = stands_upright(found.mesh, photo)
         row |= {"found": found.grid_found, "turns": turns, "orientation_sure": found.orientation_sure}
         rows.append(row)
     out = _summary(rows) | {"upright": sum(row["upright"] for row in rows), "rows": rows}

@@ -6,7 +6,11 @@ Takes the annotated photos (their `quality` flags were set by eye), synthesised 
 each, photos drawn as people take them from careful to careless, and pictures that are no ECG. Every picture
 goes through `rectify` and `judge`. For each check it prints the area under the ROC curve and what its limit
 (runtimes/capture/limits.py) catches and falsely alarms. A silent failure is a photo graded good or usable
-whose mesh is off by more than 1 mm RMS, or whose spacing is off by more than 2 %.
+whose mesh is off by more than 1 mm RMS or whose spacing by more than 2 %, or that does not stand upright,
+whatever the reasons say.
+
+With ``--rows FILE`` every picture's measures are added to that file as a line, and pictures that it holds are
+not examined again: a run may be stopped, or be cut into slices by ``--minutes``.
 
 Writes benchmarks/results/capture_gate.json and capture_gate.png.
 """
@@ -16,22 +20,25 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from capture_sets import DEFECTS, LAYOUTS, Defect, Shot, lead_boxes, lost_mm, not_ecgs, shoot
-from capture_truth import Error, against_lattice, against_photo, read_photos
+from capture_sets import DEFECTS, LAYOUTS, Shot, lead_boxes, lost_mm, not_ecgs, shoot
+from capture_truth import Error, against_lattice, against_photo, read_photos, stands_upright
 from machine import describe_machine
 from numpy.typing import NDArray
+from scipy.stats import beta
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from pulse_edge.ecg.leads import LEADS
 from pulse_edge.ecg.paper import GRID_COLOURS
-from pulse_edge.ecg.photo import PhotoStyle, draw_photo_style
+from pulse_edge.ecg.photo import draw_photo_style
 from pulse_edge.image_io import open_image
 from pulse_edge.runtimes.capture import limits
 from pulse_edge.runtimes.capture.quality import REFUSE, Measures, judge
@@ -81,7 +88,14 @@ CHECKS = (
     Check("glare, real", "lost_mm2", 1, limits.MOST_GLARE_MM2, _flag("glare"), ("real",)),
     Check("cut leads", "cut", 1, 0.0, lambda row: row["lost_mm"] > 10, ("defects",)),
     Check("cut leads, real", "cut", 1, 0.0, _flag("crop"), ("real",)),
-    Check("grid lost", "seen", -1, limits.LEAST_SEEN, lambda row: row["failed"], ("careless", "defects")),
+    Check(
+        "grid lost", "seen", -1, limits.LEAST_SEEN,
+        lambda row: row["failed"], ("careless", "defects", "real"),
+    ),
+    Check(
+        "nodes astray", "residual_mm", 1, limits.MOST_RESIDUAL_MM,
+        lambda row: row["failed"], ("careless", "defects", "real"),
+    ),
     Check(
         "no ECG", "trace_mm", -1, limits.LEAST_TRACE_MM,
         lambda row: row["set"] == "no ECG", ("no ECG", "real", "defects", "no grid"),
@@ -126,32 +140,33 @@ def _flat(m: Measures, few_rows: bool) -> Row:
     }
 
 
-def _scored(row: Row, error: Error | None) -> Row:
+def _scored(row: Row, error: Error | None, upright: bool) -> Row:
     off = error is None or error.rms_mm > SILENT_MM or abs(error.scale - 1) > SILENT_SCALE
     figures = {"rms_mm": None, "scale": None} if error is None else {
         "rms_mm": error.rms_mm, "scale": error.scale}  # fmt: skip
-    return {**row, **figures, "failed": bool(off)}
+    return {**row, **figures, "stands": upright, "failed": bool(off) or not upright}
 
 
-def real_rows(folder: Path) -> Iterator[Row]:
-    """Examine the annotated photos, scans and digital pages."""
-    for entry, path, lattice in read_photos(folder):
-        image = np.asarray(open_image(path, upright=True))
-        row, mesh = examine(image, "real", entry["file"], flags=entry["quality"], medium=entry["kind"])
-        yield _scored(row, against_lattice(mesh, lattice))
+def real_row(entry: Row, path: Path, lattice: NDArray[np.float64]) -> list[Row]:
+    """Examine an annotated photo, scan or digital page."""
+    image = np.asarray(open_image(path, upright=True))
+    row, mesh = examine(image, "real", entry["file"], flags=entry["quality"], medium=entry["kind"])
+    turned = (row["rotation"] - entry["grid_angle_deg"] + 180) % 360 - 180
+    return [_scored(row, against_lattice(mesh, lattice), abs(turned) < 45)]
 
 
-def defect_rows(count: int) -> Iterator[Row]:
-    """Examine photos with one thing wrong, and the same photos with nothing wrong."""
-    for seed in range(count):
-        clean = shoot(seed)
-        for name, defect in [("none", None), *DEFECTS.items()]:
-            shot = shoot(seed, defect) if defect else clean
-            row, mesh = examine(shot.photo.image, "defects", f"{name} {seed}", defect=name)
-            row["lost_mm"] = max(lost_mm(shot).values())
-            if name == "glare":
-                row["named"] = names_what_is_hidden(row["reasons"], shot, clean)
-            yield _scored(row, against_photo(mesh, shot.photo))
+def defect_rows(seed: int) -> list[Row]:
+    """Examine photos with one thing wrong, and the same photo with nothing wrong."""
+    clean = shoot(seed)
+    rows = []
+    for name, defect in [("none", None), *DEFECTS.items()]:
+        shot = shoot(seed, defect) if defect else clean
+        row, mesh = examine(shot.photo.image, "defects", f"{name} {seed}", defect=name)
+        row["lost_mm"] = max(lost_mm(shot).values())
+        if name == "glare":
+            row["named"] = names_what_is_hidden(row["reasons"], shot, clean)
+        rows.append(_scored(row, against_photo(mesh, shot.photo), stands_upright(mesh, shot.photo)))
+    return rows
 
 
 def names_what_is_hidden(reasons: list[str], shot: Shot, clean: Shot) -> bool | None:
@@ -176,33 +191,21 @@ def names_what_is_hidden(reasons: list[str], shot: Shot, clean: Shot) -> bool | 
     return bool(named & hidden) if hidden else None
 
 
-def _always(style: PhotoStyle) -> Defect:
-    return lambda rng, moderate: style
+def careless_row(seed: int) -> list[Row]:
+    """Examine a photo as people take them, from careful (severity 1) to hardly legible (2), from any side."""
+    rng = random.Random(10_000 + seed)
+    severity, width = rng.choice((1.0, 1.5, 2.0)), rng.choice((900, 1300, 1800))
+    style = replace(draw_photo_style(rng, severity), quarter_turns=rng.randrange(4))
+    size = (width, round(width * 0.7727))
+    look = {"layout": rng.choice(LAYOUTS), "grid": rng.choice(list(GRID_COLOURS))}
+    shot = shoot(seed, lambda rng, moderate: style, size[:: 1 - style.quarter_turns % 2 * 2], **look)
+    row, mesh = examine(shot.photo.image, "careless", f"{severity} {seed}", severity=severity)
+    return [_scored(row, against_photo(mesh, shot.photo), stands_upright(mesh, shot.photo))]
 
 
-def careless_rows(count: int) -> Iterator[Row]:
-    """Examine photos as people take them, from careful (severity 1) to hardly legible (2)."""
-    for seed in range(count):
-        rng = random.Random(10_000 + seed)
-        severity, width = rng.choice((1.0, 1.5, 2.0)), rng.choice((900, 1300, 1800))
-        style = draw_photo_style(rng, severity)
-        look = {"layout": rng.choice(LAYOUTS), "grid": rng.choice(list(GRID_COLOURS))}
-        shot = shoot(seed, _always(style), (width, round(width * 0.7727)), **look)
-        row, mesh = examine(shot.photo.image, "careless", f"{severity} {seed}", severity=severity)
-        yield _scored(row, against_photo(mesh, shot.photo))
-
-
-def no_grid_rows(count: int) -> Iterator[Row]:
-    """Examine photos of ECGs that were printed on blank paper."""
-    for seed in range(count):
-        shot = shoot(seed, grid=None)
-        yield examine(shot.photo.image, "no grid", str(seed))[0]
-
-
-def no_ecg_rows(count: int) -> Iterator[Row]:
-    """Examine pictures that are no ECG."""
-    for name, image in not_ecgs(count):
-        yield examine(image, "no ECG", name)[0]
+def no_grid_row(seed: int) -> list[Row]:
+    """Examine a photo of an ECG that was printed on blank paper."""
+    return [examine(shoot(seed, grid=None).photo.image, "no grid", str(seed))[0]]
 
 
 def roc(check: Check, rows: list[Row]) -> dict[str, Any] | None:
@@ -245,6 +248,11 @@ def grades(rows: list[Row]) -> dict[str, Any]:
     return table
 
 
+def _upper(seen: int, n: int) -> float:
+    """The rate below which the true one lies with 95 % (Clopper and Pearson, one-sided)."""
+    return 1.0 if seen >= n else round(float(beta.ppf(0.95, seen + 1, n - seen)), 4)
+
+
 def draw(checks: dict[str, Any], path: Path) -> None:
     """Draw every curve in a panel of its own."""
     side, across = 220, 4
@@ -267,22 +275,40 @@ def draw(checks: dict[str, Any], path: Path) -> None:
     cv2.imwrite(str(path), sheet)
 
 
-def collect(photos: Path | None, count: int) -> list[Row]:
-    """Examine every set."""
-    parts: list[tuple[str, Iterator[Row]]] = [
-        ("defects", defect_rows(count)),
-        ("careless", careless_rows(3 * count)),
-        ("no grid", no_grid_rows(count // 2)),
-        ("no ECG", no_ecg_rows(max(1, count // 5))),
-    ]
-    if photos is not None:
-        parts.insert(0, ("real", real_rows(photos)))
-    rows: list[Row] = []
-    for name, part in parts:
-        before = len(rows)
-        rows += part
-        print(f"{name}: {len(rows) - before} pictures", flush=True)
-    return rows
+def jobs(photos: Path | None, count: int, first: int) -> Iterator[tuple[str, Callable[[], list[Row]]]]:
+    """Name every part of the work: the key and what examines it."""
+    for entry, path, lattice in read_photos(photos) if photos is not None else []:
+        yield f"real {entry['file']}", partial(real_row, entry, path, lattice)
+    for k in range(count):
+        seed = first + k
+        for turn in range(3):
+            yield f"careless {first + 3 * k + turn}", partial(careless_row, first + 3 * k + turn)
+        yield f"defects {seed}", partial(defect_rows, seed)
+        if k % 2:
+            yield f"no grid {seed}", partial(no_grid_row, seed)
+    for name, image in not_ecgs(max(1, count // 5)):
+        yield f"no ECG {name}", partial(lambda *what: [examine(*what)[0]], image, "no ECG", name)
+
+
+def collect(
+    work: Iterator[tuple[str, Callable[[], list[Row]]]], journal: Path | None, until: float
+) -> list[Row]:
+    """Examine every picture that the journal does not hold, until a time; the rows of all."""
+    rows: dict[str, list[Row]] = {}
+    if journal is not None and journal.is_file():
+        for line in journal.read_text(encoding="utf-8").splitlines():
+            rows.update(json.loads(line))
+    for key, examine_it in work:
+        if key in rows:
+            continue
+        if time.monotonic() > until:
+            print(f"time is up before {key!r}; the same command goes on there", flush=True)
+            break
+        rows[key] = examine_it()
+        if journal is not None:
+            with journal.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps({key: rows[key]}, default=float) + "\n")
+    return [row for some in rows.values() for row in some]
 
 
 def main() -> None:
@@ -290,17 +316,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="ROC of the quality gate's checks, and silent failures.")
     parser.add_argument("photos", type=Path, nargs="?", help="folder with annotations.json")
     parser.add_argument("--count", type=int, default=40, help="synthesised photos of each defect")
+    parser.add_argument("--seed", type=int, default=0, help="other synthesised photos: 1, 2, ...")
     parser.add_argument("--output", type=Path, default=RESULT, help="where the figures are written")
-    parser.add_argument("--rows", type=Path, help="write every picture's measures there too")
+    parser.add_argument(
+        "--rows", type=Path, help="journal of every picture's measures, from which it goes on"
+    )
+    parser.add_argument("--minutes", type=float, default=1e6, help="stop after so long, with what there is")
     args = parser.parse_args()
     if args.count < 5:
         parser.error("--count must be at least 5")
     cv2.setNumThreads(1)
     about = describe_machine()
-    rows = collect(args.photos, args.count)
-    if args.rows:
-        args.rows.write_text(json.dumps(rows, default=float), encoding="utf-8")
-    report(rows, about, args.output)
+    work = jobs(args.photos, args.count, 100_000 * args.seed)
+    rows = collect(work, args.rows, time.monotonic() + 60 * args.minutes)
+    report(rows, {**about, "seed": args.seed, "count": args.count}, args.output)
 
 
 def report(rows: list[Row], about: dict[str, Any], output: Path) -> None:
@@ -313,6 +342,9 @@ def report(rows: list[Row], about: dict[str, Any], output: Path) -> None:
             f"{f['caught']:>7.0%} {f['false_alarms']:>13.0%}"
         )
     table = grades(rows)
+    shown = [row for row in rows if "failed" in row and row["grade"] != REFUSE]
+    silent = sum(row["failed"] for row in shown)
+    print(f"silent failures: {silent} of {len(shown)} pictures graded good or usable")
     print(f"{'set':<10} {'n':>4} {'good':>5} {'usable':>7} {'refuse':>7} {'failed':>7} {'silent':>7}")
     for name, g in table.items():
         print(
@@ -329,6 +361,7 @@ def report(rows: list[Row], about: dict[str, Any], output: Path) -> None:
         **about,
         "checks": checks,
         "grades": table,
+        "silent": {"n": len(shown), "silent": silent, "below_95": _upper(silent, len(shown))},
         "glare_named": {"n": len(named), "right": sum(named)},
         "no_ecg_accepted": accepted,
     }

@@ -66,6 +66,14 @@ def against_photo(mesh: Floats, photo: Photo) -> Error | None:
     return compare(nodes[on_page, 2:], true[on_page])
 
 
+def stands_upright(mesh: Floats, photo: Photo) -> bool:
+    """Whether a mesh's x, float64 [rows, columns, 4], runs along that of a synthesised photo's page."""
+    begin = mesh.shape[1] // 2
+    two = mesh[mesh.shape[0] // 2, [max(0, begin - 2), min(mesh.shape[1] - 1, begin + 2)]]
+    along = np.diff(photo.to_paper(two[:, 0], two[:, 1]), axis=0)[0]
+    return bool(along[0] > abs(along[1]))
+
+
 def against_lattice(mesh: Floats, lattice: Floats) -> Error | None:
     """Compare a mesh with hand-checked nodes, float64 [n, 4] ``i, j, x_px, y_px`` at steps of 5 mm."""
     nodes = mesh.reshape(-1, 4)

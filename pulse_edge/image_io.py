@@ -91,7 +91,8 @@ def _shrink(image: Image.Image, long_side: int) -> Image.Image:
 
 def as_rgb(image: Image.Image) -> Image.Image:
     """Return a picture of any mode in RGB as it looks on screen: 16 bits spread over 8, on white paper."""
-    return _eight_bit(image).convert("RGB")
+    image = _eight_bit(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _existing(path: str | PathLike[str]) -> Path:
@@ -109,6 +110,8 @@ def _upright(image: Image.Image) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if image.getexif().get(0x0112, 1) == 1:  # Pillow would copy it all the same
+                return image
             return ImageOps.exif_transpose(image)
     except Exception:  # damaged EXIF says nothing about the orientation, and the picture is sound
         return image

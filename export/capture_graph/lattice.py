@@ -27,8 +27,8 @@ from pulse_edge.export.capture_graph.lines import (
 )
 from pulse_edge.export.capture_graph.mesh import NODES, Span, moved
 from pulse_edge.export.capture_graph.plain import FAR, array, choose, count, true
-from pulse_edge.export.capture_graph.reference import FIRST, GRID, GROWING, LAST, MINOR, Pass
-from pulse_edge.export.capture_graph.region import largest
+from pulse_edge.export.capture_graph.reference import FIRST, GRID, GROWING, LAST, MINOR, SHIFTS, Pass
+from pulse_edge.export.capture_graph.region import linked
 
 ROUNDS: Final = 12  # of growing; the reference does up to 14 and needs 11 for the worst of 22 pictures
 _GUARD: Final = 2  # nodes that interpolation reads beyond a span
@@ -76,7 +76,7 @@ class Work:
         self.widen()
         inside = self.inside()
         good = true(self.strength > reference.STRONG) * true(torch.abs(self.residual).amax(0) < 0.4)
-        held = largest(good * self.span.real) * inside
+        held = linked(self.mesh, good * self.span.real, self.span) * inside
         tries, active = torch.zeros(NODES, NODES), array(1.0)
         for turn in range(ROUNDS):
             held, tries, active = self._round(held, tries, active, turn == 0)
@@ -91,7 +91,9 @@ class Work:
         active = active * true(held.sum() > 11.5) * true(front.sum() >= 0.005 * inside.sum())
         mesh = choose(held[None], self.mesh, continue_mesh(self.mesh, held))
         mesh = self.span.continued(mesh)
-        shift, sure = self._shifts(self.ruler.measure(mesh, self.span, GROWING.window), GROWING)
+        shift, sure = self._shifts(
+            self.ruler.measure(mesh, self.span, GROWING.window), GROWING, reference.DOUBT
+        )
         calm = _calm(shift, self.span)
         good = true(sure.amin(0) > reference.COMING) * true(torch.abs(shift - calm).amax(0) < 0.3)
         good = good * torch.maximum(held, front)
@@ -100,16 +102,18 @@ class Work:
         self.mesh = active * mesh + (1 - active) * self.mesh
         self.strength = active * torch.sqrt(sure[0] * sure[1]) + (1 - active) * self.strength
         self.residual = active * (shift - calm) + (1 - active) * self.residual
-        more = largest(good)
+        more = linked(mesh, good, self.span)
         if not first:
             active = active * true(more.sum() >= held.sum() + 1.5)
         return active * more + (1 - active) * held, tries + front, active
 
-    def _shifts(self, seen: Tensor, turn: Pass) -> tuple[Tensor, Tensor]:
+    def _shifts(self, seen: Tensor, turn: Pass, doubt: float = 0.0) -> tuple[Tensor, Tensor]:
         """How far each node is off, in millimetres, and how sure that is: float32 [2, N, N] each."""
         score = correlate(seen, self.template, self.span)
         rows, columns = self._voters(turn.vote)
-        shift, sure = best_shift(rows @ score @ columns.T, turn.reach, self.tight)
+        voted = rows @ score @ columns.T - array(doubt * SHIFTS**2)[:, None, None]
+        shift, sure = best_shift(voted, turn.reach, self.tight)
+        sure = sure + true(sure > 0) * doubt * shift**2
         return shift * self.span.real, sure * self.span.real
 
     def _voters(self, sigma: float) -> tuple[Tensor, Tensor]:

@@ -66,6 +66,8 @@ WIDER: Final = 5
 TRIES: Final = 5
 STRONG: Final = 0.55
 COMING: Final = 0.45
+DOUBT: Final = 0.15
+IRREGULAR: Final = 1 / 6
 SEEN: Final = 0.5
 
 # light.py and orientation.py

@@ -36,20 +36,25 @@ def line_signal(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return the contrast of thin dark lines, free of light and of the ink's strength.
 
     Args:
-        image: uint8 [H, W, 3], RGB.
+        image: uint8 [H, W, 3], RGB, or [H, W].
 
     Returns:
         float32 [H, W], positive on lines, in local standard deviations, within +-1.5.
     """
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    grey = (image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)).astype(np.float32)
     reach = max(1.5, max(grey.shape) * _REACH)
-    dark = _around(grey, reach) - grey
+    dark = _around(grey, reach)
+    dark -= grey
     bound = dark
     # Twice, so that beside a trace the scale is that of the grid.
     for _ in range(2):
-        spread = np.sqrt(np.maximum(_around(bound * bound, reach), 0)) + np.float32(_FLOOR)
-        bound = np.clip(dark, -spread, spread)
-    return np.asarray(np.clip(dark / spread, -_CLIP, _CLIP), np.float32)
+        spread = _around(bound * bound, reach)
+        np.sqrt(np.maximum(spread, 0, out=spread), out=spread)
+        spread += np.float32(_FLOOR)
+        bound = np.minimum(dark, spread)
+        np.maximum(bound, -spread, out=bound)
+    np.divide(dark, spread, out=spread)
+    return np.asarray(np.clip(spread, -_CLIP, _CLIP, out=spread), np.float32)
 
 
 def _around(values: NDArray[np.float32], reach: float) -> NDArray[np.float32]:

@@ -59,7 +59,7 @@ def _to_frame_in_photo(sheet: Sheet) -> NDArray[np.float32]:
     x, y = sheet.to_photo[..., 0], sheet.to_photo[..., 1]
     width, height = sheet.size
     pixels = np.minimum(np.minimum(x, width - 1 - x), np.minimum(y, height - 1 - y))
-    step = np.hypot(*(np.diff(sheet.to_photo, axis=1)[..., k] for k in range(2)))
+    step = np.hypot(*cv2.split(np.diff(sheet.to_photo[::4], axis=1)))
     per_mm = max(float(np.median(step)) * SCALE, 1e-6)
     return np.asarray(pixels / per_mm, np.float32)
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Final
 
+import cv2
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
@@ -91,7 +92,11 @@ class Seed:
 
 
 def find_seeds(found: Spectra) -> list[Seed]:
-    """Find the grid where it is clearest: candidates of different places or spacings, the best first."""
+    """Find the grid where it is clearest: candidates of different places or spacings.
+
+    The best comes first, then the best of each other spacing, since a screen's pixels or a weave are grids
+    in many places at once; then the rest.
+    """
     rows, columns = found.shape
     power = found.power.reshape(rows, columns, *found.power.shape[1:])
     groups = [(r, c) for r in _middles(rows) for c in _middles(columns)]
@@ -118,13 +123,29 @@ def find_seeds(found: Spectra) -> list[Seed]:
         above = tooth(fifths) - (tooth(fifths - 0.5) + tooth(fifths + 0.5)) / 2
         above[np.isnan(above)] = 0  # beyond Nyquist
         score += np.float32(weight) * np.clip(above, -_CAP, _CAP, out=above)
-    clear = np.argsort(-score.max((0, 1)))[:_TRIED]
+    clear = np.argsort(-score.max((0, 1)))[:_TRIED].tolist()
+    # And the picture's middle, where the page is, whatever cloth it lies on.
+    middle = min(
+        range(len(groups)), key=lambda k: np.hypot(*np.subtract(groups[k], (np.array(found.shape) - 1) / 2))
+    )
+    clear += [middle] if middle not in clear else []
     seeds = [
         Seed(frequency, groups[k][0] * columns + groups[k][1], best)
         for k in clear
         for frequency, best in _best_pairs(score[..., k], radius[first : first + count], angle)
     ]
-    return sorted(seeds, key=lambda seed: -seed.score)
+    seeds.sort(key=lambda seed: -seed.score)
+    others: list[Seed] = []
+    for seed in seeds:
+        if all(_differs(seed.frequency, other.frequency) for other in others):
+            others.append(seed)
+    return others + [seed for seed in seeds if not any(seed is other for other in others)]
+
+
+def _differs(one: Floats, other: Floats) -> bool:
+    """Whether two candidates' spacings differ by more than a page seen from the side differs in itself."""
+    apart = np.log(np.hypot(one[:, 0], one[:, 1]) / np.hypot(other[:, 0], other[:, 1]))
+    return bool(np.abs(apart).max() > np.log(_RATIO))
 
 
 def _middles(n: int) -> list[int]:
@@ -148,16 +169,15 @@ def _look_up(values: NDArray[np.float32], fx: Floats, fy: Floats) -> NDArray[np.
 def _best_pairs(score: NDArray[np.float32], radius: Floats, angle: Floats) -> list[tuple[Floats, float]]:
     """Join two directions at about a right angle and of about the same spacing: the best two spacings."""
     near = int(np.log2(_RATIO) * _STEPS)
-    padded = np.pad(score, ((0, 0), (near, near)), constant_values=-np.inf)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * near + 1, axis=1)
-    widest, where = windows.max(-1), windows.argmax(-1)  # the best partner in each direction
+    widest = cv2.dilate(score, np.ones((1, 2 * near + 1), np.uint8))  # the best partner in each direction
     skews = np.arange(-_SKEW, _SKEW + 1) + _ANGLES // 2
     totals = np.stack([score + np.roll(widest, -skew, axis=0) for skew in skews])
     pairs = []
     for _ in range(2):
-        skew, a, s = np.unravel_index(int(totals.argmax()), totals.shape)
+        skew, a, s = (int(k) for k in np.unravel_index(int(totals.argmax()), totals.shape))
         b = (a + skews[skew]) % _ANGLES
-        steps = ((a, s), (b, s + where[b, s] - near))
+        first = max(0, s - near)
+        steps = ((a, s), (b, first + int(score[b, first : s + near + 1].argmax())))
         vectors = [radius[k] * np.array([np.cos(angle[turn]), np.sin(angle[turn])]) for turn, k in steps]
         pairs.append((arrange(np.array(vectors)), float(totals[skew, a, s])))
         totals[:, :, max(0, s - near) : s + near + 1] = -np.inf
@@ -199,7 +219,7 @@ def follow(found: Spectra, seed: Floats, start: int) -> tuple[Floats, Floats]:
         ]
         known = [k for k in beside if done[k]]
         expected = np.average(where[known], 0, weight[known].min(1) + 0.1) if known else seed
-        where[window], weight[window] = _both_peaks(found.power[window], expected, _REACH)
+        where[window], weight[window] = _peaks(found.power[window : window + 1], expected[None], _REACH)
         done[window] = True
         for k in beside:
             if k not in queued:
@@ -220,41 +240,52 @@ def peaks(found: Spectra, around: Floats, reach: float) -> tuple[Floats, Floats]
         Frequencies, float64 [n, 2, 2], and the weight of each, float64 [n, 2]: how far the peak stands above
         the median of what lies around it, in natural logarithms; 0 for none.
     """
-    both = [_both_peaks(power, expected, reach) for power, expected in zip(found.power, around, strict=True)]
-    return np.stack([where for where, _ in both]), np.stack([weight for _, weight in both])
+    return _peaks(found.power, around, reach)
 
 
-def _both_peaks(power: NDArray[np.float32], expected: Floats, reach: float) -> tuple[Floats, Floats]:
-    found = [_peak(power, expected[family], reach) for family in range(2)]
-    where = np.stack([f for f, _ in found])
-    weight = np.array([w for _, w in found])
-    return np.where(weight[:, None] > SURE, where, expected), weight
-
-
-def _peak(power: NDArray[np.float32], expected: Floats, reach: float) -> tuple[Floats, float]:
-    flip = -1.0 if expected[0] < 0 else 1.0
+def _peaks(power: NDArray[np.float32], around: Floats, reach: float) -> tuple[Floats, Floats]:
+    """Do so for any windows, float32 [n, WINDOW, WINDOW // 2 + 1]."""
+    expected = around.reshape(-1, 2)  # both families of a window, one after the other
+    flip = np.where(expected[:, 0] < 0, -1.0, 1.0)[:, None]
     centre = expected * flip * WINDOW
-    side = max(2, round(float(np.hypot(*centre)) * reach))
-    columns = np.arange(round(centre[0]) - side - 1, round(centre[0]) + side + 2)
-    rows = np.arange(round(centre[1]) - side - 1, round(centre[1]) + side + 2)
-    half = WINDOW // 2
-    if columns[-1] > half or max(abs(rows[0]), abs(rows[-1])) >= half:
-        return expected, 0.0
-    # Left of frequency 0 the half spectrum goes on as its mirror image.
-    mirrored = columns < 0
-    patch = power[np.where(mirrored, -rows[:, None], rows[:, None]) % WINDOW, np.abs(columns)]
-    inner = patch[1:-1, 1:-1]
-    r, c = np.unravel_index(int(inner.argmax()), inner.shape)
-    r, c = r + 1, c + 1
-    middle = patch.size // 2
-    level = float(np.partition(patch, middle, axis=None)[middle]) + 1e-6  # the median, faster
-    weight = float(np.log(patch[r, c] / level + 1e-6))
-    near = np.log(patch[r - 1 : r + 2, c - 1 : c + 2] + 1e-6).astype(np.float64)
-    found = np.array([columns[c] + _vertex(near[1]), rows[r] + _vertex(near[:, 1])])
-    return found * flip / WINDOW, max(0.0, weight)
+    sides = np.maximum(2, np.round(np.hypot(centre[:, 0], centre[:, 1]) * reach)).astype(np.intp)
+    found, weight = expected.copy(), np.zeros(len(expected))
+    middle = np.round(centre).astype(np.intp)
+    # Patches of one size at a time: there are few sizes, and many windows.
+    for side in np.unique(sides):
+        offset = np.arange(-side - 1, side + 2)
+        at = np.flatnonzero(
+            (sides == side)
+            & (middle[:, 0] + side + 1 <= WINDOW // 2)
+            & (np.abs(middle[:, 1]) + side + 1 < WINDOW // 2)
+        )
+        if not len(at):  # all beyond what the window resolves
+            continue
+        columns, rows = middle[at, :1] + offset, middle[at, 1:] + offset
+        # Left of frequency 0 the half spectrum goes on as its mirror image.
+        mirrored = np.where(columns[:, None, :] < 0, -rows[:, :, None], rows[:, :, None]) % WINDOW
+        patch = power[at[:, None, None] // 2, mirrored, np.abs(columns)[:, None, :]]
+        peak, height = _peak(patch)
+        level = np.partition(patch.reshape(len(at), -1), offset.size**2 // 2)[:, offset.size**2 // 2]
+        weight[at] = np.log(height / (level + np.float32(1e-6)) + np.float32(1e-6)).clip(0, None)
+        found[at] = np.where(weight[at, None] > SURE, (middle[at] + peak) * flip[at] / WINDOW, expected[at])
+    return found.reshape(-1, 2, 2), weight.reshape(-1, 2)
 
 
-def _vertex(three: Floats) -> float:
-    """Where the parabola through three values at -1, 0, 1 peaks."""
-    bend = three[0] - 2 * three[1] + three[2]
-    return float(np.clip((three[0] - three[2]) / (2 * bend), -0.5, 0.5)) if bend < 0 else 0.0
+def _peak(patch: NDArray[np.float32]) -> tuple[Floats, NDArray[np.float32]]:
+    """Where the inner part of each patch, [m, k, k], peaks: from its middle (x, y), [m, 2]; also how high."""
+    count, k = patch.shape[:2]
+    inner = patch[:, 1:-1, 1:-1].reshape(count, -1).argmax(1)
+    r, c = inner // (k - 2) + 1, inner % (k - 2) + 1
+    n, three = np.arange(count)[:, None], np.arange(-1, 2)
+    beside = patch[n, r[:, None], c[:, None] + three], patch[n, r[:, None] + three, c[:, None]]
+    vertex = [_vertex(np.log(values + np.float32(1e-6)).astype(np.float64)) for values in beside]
+    where = np.stack([c + vertex[0], r + vertex[1]], axis=1) - k // 2
+    return where, beside[0][:, 1]
+
+
+def _vertex(three: Floats) -> Floats:
+    """Where the parabola through three values at -1, 0, 1 peaks: [m, 3] to [m]."""
+    bend = three[:, 0] - 2 * three[:, 1] + three[:, 2]
+    peak = (three[:, 0] - three[:, 2]) / (2 * np.where(bend < 0, bend, 1.0))
+    return np.where(bend < 0, peak.clip(-0.5, 0.5), 0.0)

@@ -6,6 +6,7 @@ A trace is what the printed grid is not and text is not: dark in every colour ch
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Final
 
@@ -74,7 +75,8 @@ def find_ink(sheet: Sheet) -> Ink:
     grey = np.asarray(cv2.cvtColor(sheet.image, cv2.COLOR_RGB2GRAY), np.uint8)
     paper = paper_level(grey)
     lines = _darkness(grey, paper, sheet.seen)
-    brightest = np.asarray(sheet.image.max(axis=2), np.uint8)
+    # cv2.max of the channels: numpy reduces over an axis of three very slowly.
+    brightest = np.asarray(functools.reduce(cv2.max, cv2.split(sheet.image)), np.uint8)
     dark = _without_grid(_darkness(brightest, paper_level(brightest), sheet.seen), sheet.seen)
     ink = _inked(dark, sheet.seen)
     trace = _connected(ink)

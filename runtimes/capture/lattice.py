@@ -20,6 +20,7 @@ from pulse_edge.runtimes.capture.field import continued, smooth_field
 from pulse_edge.runtimes.capture.lines import (
     GRID,
     MINOR,
+    SHIFTS,
     best_shift,
     correlate,
     global_shift,
@@ -60,6 +61,11 @@ _WIDER: Final = 5  # nodes beyond the first mesh, at most
 _TRIES: Final = 5  # rounds in which a node may fail
 _STRONG: Final = 0.55  # correlation from which a node is held
 _COMING: Final = 0.45  # and from which it is taken in beside nodes that are held
+_IRREGULAR: Final = 1 / 6  # of a step between nodes: 0.8 mm; the next thin line is 1 mm away
+_ASTRAY_MM: Final = 0.8  # from where the rest of the mesh goes on
+_ASTRAY_GROWS: Final = 0.3  # more for each node between
+_WEAK: Final = 0.3  # correlation from which a node says where it is, if those around it agree
+_DOUBT: Final = 0.15  # correlation by which a line 1 mm from where it is expected must be clearer
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,7 @@ def refine(signal: NDArray[np.float32], mesh: Floats) -> Lattice:
     work.grow()
     for turn in LAST:
         work.run(turn)
+    work.drop()
     weight = work.strength**2 + 1e-9
     spread = float(np.sqrt((weight * (work.residual**2).sum(0)).sum() / weight.sum()))
     others = np.delete(work.template, [4, 9], axis=1)[:, :8].mean()
@@ -143,11 +150,23 @@ class _Work:
             self.mesh = np.where(good[..., None], _moved(self.mesh, shift), self.mesh)
             self.strength = np.sqrt(sure[0] * sure[1])
             self.residual = np.moveaxis(shift - calm, -1, 0)
-            more = _largest(good)
+            more = linked(self.mesh, good)
             # The first round above all puts the nodes that are held into place.
             if turn and more.sum() < held.sum() + 2:
                 return
             held = more
+
+    def drop(self) -> None:
+        """Say of nodes that see a grid where the rest of the mesh does not lead to that they see none."""
+        held = linked(self.mesh, self.strength > _WEAK)
+        if held.sum() < 12:
+            return
+        expected = continued(self.mesh, held)
+        scale = float(np.median(np.hypot(*np.moveaxis(np.diff(self.mesh, axis=1), -1, 0)))) / STEP_MM
+        off = np.hypot(*np.moveaxis(self.mesh - expected, -1, 0)) / scale
+        away = cv2.distanceTransform((~held).astype(np.uint8), cv2.DIST_L2, 3)  # in nodes
+        lost = (self.strength > _WEAK) & ~held & (off > _ASTRAY_MM + _ASTRAY_GROWS * away)
+        self.strength = np.where(lost, 0.0, self.strength)
 
     def widen(self) -> None:
         """Add nodes around the mesh, where the picture goes on beyond it."""
@@ -168,11 +187,15 @@ class _Work:
         self.residual = np.pad(self.residual, ((0, 0), *sides))
 
     def look(self, turn: Pass) -> tuple[Floats, Floats]:
-        """Measure without moving: shifts [rows, columns, 2] and how sure each is [2, rows, columns]."""
+        """Measure without moving: shifts [rows, columns, 2] and how sure each is [2, rows, columns].
+
+        Among noise or traces one line looks like the next, so the farther the less likely.
+        """
         found = []
         for family, coefficients in enumerate(measure(self.signal, self.mesh, turn.window)):
             voted = vote(correlate(coefficients, self.template[family]), turn.vote)
-            found.append(best_shift(voted, min(turn.reach, self.reach[family])))
+            shift, sure = best_shift(voted - _DOUBT * SHIFTS**2, min(turn.reach, self.reach[family]))
+            found.append((shift, np.where(sure > 0, sure + _DOUBT * shift**2, 0)))
         return np.stack([shift for shift, _ in found], axis=-1), np.stack([sure for _, sure in found])
 
     def inside(self) -> NDArray[np.bool_]:
@@ -183,15 +206,33 @@ class _Work:
 
     def held(self) -> NDArray[np.bool_]:
         """Nodes that see the grid where they expect it."""
-        return _largest((self.strength > _STRONG) & (np.abs(self.residual).max(0) < 0.4))
+        return linked(self.mesh, (self.strength > _STRONG) & (np.abs(self.residual).max(0) < 0.4))
 
 
-def _largest(good: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The largest connected part."""
-    count, label, stats, _ = cv2.connectedComponentsWithStats(good.astype(np.uint8), connectivity=4)
-    if count < 2:
-        return good
-    return np.asarray(label == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax()))
+def linked(mesh: Floats, good: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The largest part of the good nodes, [rows, columns], that hangs together by regular steps.
+
+    A step that differs by a sixth from those around it passes over a line, or goes to a trace: paper, bent or
+    folded, does not stretch or shear from one square to the next.
+    """
+    rows, columns = good.shape
+    joined = np.zeros((2 * rows - 1, 2 * columns - 1), np.uint8)  # nodes, and steps between them
+    joined[::2, ::2] = good
+    joined[::2, 1::2] = good[:, 1:] & good[:, :-1] & _regular(np.diff(mesh, axis=1))
+    joined[1::2, ::2] = good[1:] & good[:-1] & _regular(np.diff(mesh, axis=0))
+    _, label = cv2.connectedComponents(joined, connectivity=4)
+    label = label[::2, ::2]
+    size = np.bincount(label.ravel(), good.ravel())
+    return np.asarray(good & (label == int(size.argmax())))
+
+
+def _regular(steps: Floats) -> NDArray[np.bool_]:
+    """Whether each step, [rows, columns, 2], leads about as far and the same way as those around it."""
+    if not steps.size:
+        return np.ones(steps.shape[:2], np.bool_)
+    usual = np.stack([cv2.medianBlur(part, 5) for part in cv2.split(steps.astype(np.float32))], axis=-1)
+    off, length = (np.hypot(way[..., 0], way[..., 1]) for way in (steps - usual, usual))
+    return np.asarray(off < _IRREGULAR * length)
 
 
 def _moved(mesh: Floats, shift_mm: Floats) -> Floats:

@@ -20,7 +20,10 @@ MOST_COVERED_MM2: Final = 600.0
 REFUSED_COVERED_MM2: Final = 8000.0
 # Share of nodes within the photo at which the grid is seen.
 LEAST_SEEN: Final = 0.6
-REFUSED_SEEN: Final = 0.4
+REFUSED_SEEN: Final = 0.5
+# Millimetres that single nodes are off the smooth mesh: lines that do not hang together are no grid.
+MOST_RESIDUAL_MM: Final = 0.08
+REFUSED_RESIDUAL_MM: Final = 0.13
 # How sure it is which way up the page is, 0.25 to 1.
 LEAST_UPRIGHT: Final = 0.5
 # Missing from 10 s of a row.

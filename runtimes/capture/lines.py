@@ -19,10 +19,10 @@ PX_PER_MM: Final = 4.8  # of the unrolled picture
 _HARMONICS: Final = 12
 # What a grid is before it has been seen: 5 mm lines a little darker than the 1 mm lines.
 GRID: Final = np.array([0.4, 0.4, 0.4, 0.4, 1.0, 0.2, 0.2, 0.2, 0.2, 0.5, 0.1, 0.1])
-_SHIFTS: Final = np.arange(-25, 25) * 0.1  # millimetres
+SHIFTS: Final = np.arange(-25, 25) * 0.1  # millimetres
 _PER_MM: Final = 10  # shifts
 MINOR: Final = np.arange(1, _HARMONICS + 1) % 5 == 0  # the harmonics of the 1 mm lines alone
-_WAVE: Final = np.exp(2j * np.pi / STEP_MM * np.arange(1, _HARMONICS + 1)[:, None] * _SHIFTS)
+_WAVE: Final = np.exp(2j * np.pi / STEP_MM * np.arange(1, _HARMONICS + 1)[:, None] * SHIFTS)
 
 
 def measure(signal: NDArray[np.float32], mesh: Floats, window_mm: float) -> list[Complexes]:
@@ -66,7 +66,7 @@ def repeats(score: Floats) -> float:
 
 def global_shift(coefficients: Complexes, template: Floats) -> float:
     """The shift of the whole mesh that puts its nodes on 5 mm lines."""
-    return float(_SHIFTS[correlate(coefficients, template).sum((0, 1)).argmax()])
+    return float(SHIFTS[correlate(coefficients, template).sum((0, 1)).argmax()])
 
 
 def vote(score: Floats, sigma: float) -> Floats:
@@ -81,7 +81,7 @@ def vote(score: Floats, sigma: float) -> Floats:
 
 def best_shift(score: Floats, reach: float) -> tuple[Floats, Floats]:
     """The shift of the highest score within reach, interpolated, and that score: [rows, columns] each."""
-    allowed = np.flatnonzero(np.abs(_SHIFTS) <= reach)
+    allowed = np.flatnonzero(np.abs(SHIFTS) <= reach)
     inner = score[..., allowed]
     k = inner.argmax(-1)
     edge = (k == 0) | (k == len(allowed) - 1)
@@ -89,7 +89,7 @@ def best_shift(score: Floats, reach: float) -> tuple[Floats, Floats]:
     before, here, after = (np.take_along_axis(inner, (k + d)[..., None], -1)[..., 0] for d in (-1, 0, 1))
     bend = before - 2 * here + after
     vertex = np.where(bend < 0, (before - after) / (2 * np.where(bend < 0, bend, 1)), 0).clip(-0.5, 0.5)
-    shift = _SHIFTS[allowed][k] + vertex * (_SHIFTS[1] - _SHIFTS[0])
+    shift = SHIFTS[allowed][k] + vertex * (SHIFTS[1] - SHIFTS[0])
     return shift, np.where(edge, 0, here.clip(0, 1))
 
 

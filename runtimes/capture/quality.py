@@ -101,7 +101,7 @@ def judge(image: NDArray[np.uint8], found: Rectified) -> Verdict:
     if no_ecg:
         return Verdict(REFUSE, (no_ecg,), measures)
     _look_at_place(measures, findings)
-    if measures.seen >= limits.REFUSED_SEEN or not measures.grid_found:  # else nothing is known of places
+    if not _is_lost(measures):  # else nothing is known of places
         _look_at_light(measures, findings)
         _look_at_frame(measures, findings)
     grade = REFUSE if findings.refused else USABLE if findings.limited else GOOD
@@ -165,6 +165,12 @@ def _plain(sheet: Sheet, ink: Ink) -> float:
     return float((np.abs(ink.lines[sheet.seen]) < _PLAIN).mean()) if sheet.seen.any() else 0.0
 
 
+def _is_lost(m: Measures) -> bool:
+    """Whether a grid was found that cannot be followed over the page."""
+    bad = m.seen < limits.REFUSED_SEEN or m.residual_mm > limits.REFUSED_RESIDUAL_MM
+    return m.grid_found and bad
+
+
 _WHICH_WAY: Final = "It is not clear which way up the page is: hold it upright before the camera."
 
 
@@ -185,7 +191,7 @@ def _is_no_ecg(m: Measures) -> str:
 
 def _look_at_place(m: Measures, findings: _Findings) -> None:
     """Look at orientation, distance, focus and flatness; where the grid is lost, say what explains it."""
-    lost = m.grid_found and m.seen < limits.REFUSED_SEEN
+    lost = _is_lost(m)
     blurred = m.sharpness < limits.LEAST_SHARPNESS
     far = m.grid_found and m.px_per_mm < limits.LEAST_PX_PER_MM
     findings.add(False, m.upright < limits.LEAST_UPRIGHT, _WHICH_WAY)
@@ -201,7 +207,7 @@ def _look_at_place(m: Measures, findings: _Findings) -> None:
         blurred,
         "Hold still and let the camera focus: the traces are blurred.",
     )
-    uneven = m.seen < limits.LEAST_SEEN
+    uneven = m.seen < limits.LEAST_SEEN or m.residual_mm > limits.MOST_RESIDUAL_MM
     if m.grid_found and not (blurred and lost):
         findings.add(lost, uneven, "Flatten the paper: its grid cannot be followed everywhere.")
 

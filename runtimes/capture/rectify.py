@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Final
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,9 +32,10 @@ Floats = NDArray[np.float64]
 PX_PER_MM: Final = 6.0  # of the page that comes back
 SEEN: Final = 0.5  # strength from which the grid counts as seen at a node
 _LEAST_SEED: Final = 8.0  # score of the global search below which there is no grid
-_TRIED: Final = 4  # seeds
+_TRIED: Final = 5  # seeds
 _REACH: Final = 4.0  # nodes to each side over which the scale is taken
 _PLAIN: Final = 0.6  # share of the mesh at which the grid is seen that ends the search
+_ALIKE: Final = 0.2  # what an area counts in which all lines are alike
 _LEAST_NODES: Final = 40  # nodes at which the grid must be seen: 1,000 mm²
 
 
@@ -104,8 +106,8 @@ def rectify(image: NDArray[np.uint8], px_per_mm: float = PX_PER_MM) -> Rectified
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ImageError(f"The picture is {image.dtype} {list(image.shape)}, not uint8 [height, width, 3].")
     clock = _Clock()
-    small, factor = reduce(image)
-    signal = line_signal(small)
+    grey, factor = reduce(np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8))
+    signal = line_signal(grey)
     clock.lap("contrast")
     lattice, seed = find_lattice(signal, clock)
     found = lattice is not None
@@ -157,7 +159,7 @@ def find_lattice(signal: NDArray[np.float32], clock: _Clock | None = None) -> tu
     most = 0.0
     for seed in seeds[:_TRIED]:
         if seed.score < _LEAST_SEED:
-            break
+            continue
         phase, trust = fit_phase(found, seed)
         clock.lap("frequency field")
         if not (trust > 0).all(1).any():
@@ -168,11 +170,13 @@ def find_lattice(signal: NDArray[np.float32], clock: _Clock | None = None) -> tu
         lattice = _trim(refine(signal, first), signal.shape)
         clock.lap("lattice")
         seen = int(np.count_nonzero(lattice.strength > SEEN))
-        # By area, so that the spacing does not matter.
-        area = seen / abs(float(np.linalg.det(seed.frequency)))
+        # By area, so that the spacing does not matter; where no line is thicker than the next it may be a
+        # screen's pixels, or a weave, and a grid with thick lines is preferred.
+        plain = lattice.major == 0
+        area = seen / abs(float(np.linalg.det(seed.frequency))) * (_ALIKE if plain else 1.0)
         if seen >= _LEAST_NODES and area > most:
             best, most = lattice, area
-        if seen >= max(_LEAST_NODES, _PLAIN * lattice.strength.size):
+        if seen >= max(_LEAST_NODES, _PLAIN * lattice.strength.size) and not plain:
             break
     return best, seeds[0].score
 

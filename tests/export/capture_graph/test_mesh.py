@@ -8,6 +8,7 @@ import torch
 from pulse_edge.export.capture_graph.field import continue_mesh, smooth_field
 from pulse_edge.export.capture_graph.mesh import NODES, Span, moved
 from pulse_edge.export.capture_graph.plain import array
+from pulse_edge.export.capture_graph.region import linked
 from pulse_edge.runtimes.capture import field, lattice
 
 TOP, LEFT, ROWS, COLUMNS = 5, 9, 33, 51
@@ -40,6 +41,20 @@ def test_nodes_move_as_the_reference_moves_them():
     shift = np.random.default_rng(1).uniform(-2.5, 2.5, mesh.shape)
     found = cut(moved(SPAN.continued(placed(mesh)), placed(shift), SPAN))
     assert np.abs(found - lattice._moved(mesh, shift)).max() < 2e-3
+
+
+def test_what_hangs_together_is_the_reference_s():
+    rng = np.random.default_rng(3)
+    mesh = bent(3)
+    mesh[:7, :, 1] += 21  # a line was passed over
+    mesh[20, 10:30, 1] -= 6  # a trace was taken for one
+    mesh[:, 40:, 0] += 0.15 * 20 * np.arange(11)  # beyond a fold, and all right
+    good = np.ones((ROWS, COLUMNS), bool)
+    good[12:16, 20:30] = rng.random((4, 10)) < 0.5
+    wanted = lattice.linked(mesh, good)
+    assert 0.6 < wanted.mean() < 0.8
+    found = linked(SPAN.continued(placed(mesh)), placed(good[..., None])[0] * SPAN.real, SPAN)
+    assert np.array_equal(cut(found[None])[..., 0] > 0.5, wanted)
 
 
 def test_smooth_fields_are_the_reference_s():

@@ -10,6 +10,8 @@ import torch
 from pulse_edge.export.capture_graph import plain
 from pulse_edge.export.capture_graph.region import largest
 
+NONE = torch.zeros(84, 84)
+
 
 def scalar(value: float) -> torch.Tensor:
     return torch.tensor(float(value))
@@ -68,5 +70,5 @@ def test_the_largest_part_is_opencv_s():
         mask = (noise > np.quantile(noise, 0.3)).astype(np.uint8)  # with holes and bays
         _, label, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
         wanted = label == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
-        assert np.array_equal(largest(plain.array(mask)).numpy() > 0.5, wanted)
-    assert not largest(torch.zeros(84, 84)).any()
+        assert np.array_equal(largest(plain.array(mask), NONE, NONE).numpy() > 0.5, wanted)
+    assert not largest(NONE, NONE, NONE).any()

@@ -30,14 +30,14 @@ SAME = {
     },
     phase: {"STIFF": "_STIFF"},
     lines: {
-        "PX_PER_MM": "PX_PER_MM", "HARMONICS": "_HARMONICS", "GRID": "GRID", "SHIFTS": "_SHIFTS",
+        "PX_PER_MM": "PX_PER_MM", "HARMONICS": "_HARMONICS", "GRID": "GRID", "SHIFTS": "SHIFTS",
         "PER_MM": "_PER_MM", "MINOR": "MINOR", "WAVE": "_WAVE",
     },
     field: {"DECAY": "_DECAY"},
     mesh: {"STEP_MM": "STEP_MM"},
     lattice: {
         "NO_MAJOR": "_NO_MAJOR", "WIDER": "_WIDER", "TRIES": "_TRIES", "STRONG": "_STRONG",
-        "COMING": "_COMING",
+        "COMING": "_COMING", "DOUBT": "_DOUBT", "IRREGULAR": "_IRREGULAR",
     },
     rectify: {"SEEN": "SEEN", "PAGE_PX_PER_MM": "PX_PER_MM"},
     light: {"CELL_MM": "_CELL_MM", "SMOOTH_MM": "_SMOOTH_MM", "WHITE": "_WHITE"},

@@ -18,6 +18,9 @@ from pulse_edge.ecg.photo import Fold, Photo, PhotoStyle, Wave, photograph
 from pulse_edge.ecg.record import read_record
 from pulse_edge.errors import ImageError
 from pulse_edge.image_io import open_image
+from pulse_edge.runtimes.capture.contrast import line_signal
+from pulse_edge.runtimes.capture.frequency import find_seeds, spectra
+from pulse_edge.runtimes.capture.lattice import linked
 from pulse_edge.runtimes.capture.rectify import SEEN, Rectified, rectify
 
 BENT = PhotoStyle(
@@ -233,3 +236,65 @@ def test_the_page_shows_what_the_mesh_says(page: Page) -> None:
         for p in (wanted, found.page)
     ]
     assert np.corrcoef(dark[0].ravel(), dark[1].ravel())[0, 1] > 0.9
+
+
+def test_no_line_is_taken_for_its_neighbour_on_a_faint_grid(root: Path) -> None:
+    record = read_record(root / "pulse_edge" / "assets" / "samples" / "00299.hea")
+    page = render(record, PaperStyle(grid=None))
+    style = replace(BENT, rotation_deg=2.0, cover=0.9, zoom=1.0, noise=0.035, jpeg=70)
+    photo = photograph(_ruled(page, 12, 24), page.px_per_mm, style, (1500, 1125))
+    mm, true, strength = on_page(rectify(photo.image), photo)
+    off = true - mm
+    off -= np.median(off, axis=0)
+    slipped = np.abs(off[strength > SEEN]).max(1) > 0.5
+    assert strength[strength > 0].mean() < 0.8  # faint it is
+    assert slipped.mean() < 0.05
+
+
+def test_every_spacing_gets_its_turn(page: Page) -> None:
+    """A screen's pixels, or a weave, are a clearer grid than the printed one, and in many places."""
+    photo = photograph(page.image, page.px_per_mm, replace(BENT, rotation_deg=3.0), (1500, 1125))
+    y, x = np.mgrid[: photo.image.shape[0], : photo.image.shape[1]]
+    raster = 1 - 0.4 * ((x % 3 == 0) | (y % 3 == 0))
+    grey = cv2.cvtColor((photo.image * raster[..., None]).astype(np.uint8), cv2.COLOR_RGB2GRAY)
+    spacings = [1 / np.hypot(*seed.frequency.T) for seed in find_seeds(spectra(line_signal(grey)))]
+    assert spacings[0] == pytest.approx([3, 3], rel=0.02)
+    assert spacings[1] == pytest.approx([photo.px_per_mm] * 2, rel=0.1)
+
+
+# --- what holds a mesh together -------------------------------------------------------------------
+
+
+def _flat(rows: int, columns: int) -> NDArray[np.float64]:
+    r, c = np.indices((rows, columns), dtype=np.float64)
+    return np.stack([30 * c + 3 * r, 28 * r - 2 * c], axis=-1)
+
+
+def test_regular_nodes_are_linked_across_a_bend() -> None:
+    mesh = _flat(20, 30)
+    mesh[..., 0] += 0.4 * np.maximum(mesh[..., 0] - 400, 0) / 4  # a tenth wider beyond a fold
+    assert linked(mesh, np.ones((20, 30), bool)).all()
+
+
+def test_what_lies_beyond_a_lost_line_is_not_linked() -> None:
+    mesh = _flat(20, 30)
+    mesh[:5, :, 1] -= 28  # a whole cell was passed over
+    held = linked(mesh, np.ones((20, 30), bool))
+    assert held[5:].all()
+    assert not held[:5].any()
+
+
+def test_nodes_that_stopped_at_a_trace_are_not_linked() -> None:
+    mesh = _flat(20, 30)
+    mesh[9, 4:20, 1] += 0.25 * 28
+    expected = np.ones((20, 30), bool)
+    expected[9, 4:20] = False
+    assert (linked(mesh, np.ones((20, 30), bool))[:, 5:19] == expected[:, 5:19]).all()
+
+
+def test_islands_and_holes() -> None:
+    good = np.zeros((20, 30), bool)
+    good[2:5, 2:5] = good[10:18, 10:25] = True
+    held = linked(_flat(20, 30), good)
+    assert (held == (good & (np.arange(20) >= 10)[:, None])).all()
+    assert not linked(_flat(20, 30), np.zeros((20, 30), bool)).any()
