@@ -31,6 +31,7 @@ class TrainSettings:
         warmup: share of the steps.
         average_decay: of the exponential moving average of the weights, which is what is kept.
         evaluate_every: steps between validations.
+        parent: share of the weights that it began with in those that are kept; 0 in see and speak.
     """
 
     pages: int
@@ -42,6 +43,7 @@ class TrainSettings:
     warmup: float
     average_decay: float
     evaluate_every: int
+    parent: float
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,8 @@ def read_recipe(name_or_path: str | Path) -> Recipe:
     raw["train"] = {stage: fill(TrainSettings, stages[stage], path) for stage in STAGES if stage in stages}
     if "speak" in raw["train"] and raw["train"]["speak"].morphs:
         raise UserError(f"{path}: speak learns answers, and morphs have none. Set its morphs to 0.")
+    if any(settings.parent for stage, settings in raw["train"].items() if stage != "tune"):
+        raise UserError(f"{path}: see and speak may begin with random weights. Set their parent to 0.")
     raw["model"] = fill(ModelShape, raw.get("model"), path)
     return fill(Recipe, {**raw, "file": path.name}, path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -69,6 +70,7 @@ def fit(
         folder = work / stage
         set_seed(recipe.seed + number)
         objective.set_stage(stage)
+        parent = copy.deepcopy(objective.state_dict()) if settings.parent else {}
         keeper = _Keeper(objective, pages, photos if stage == "tune" else None, settings, folder)
         if not keeper.finished:
             seed = recipe.seed + number
@@ -95,8 +97,20 @@ def fit(
             last = last_complete(folder, tidy=False)
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
         keeper.restore_best()
+        if settings.parent:
+            _blend(objective, parent, settings.parent)
         history += keeper.history
     return history
+
+
+def _blend(objective: TrainingObjective, parent: dict[str, torch.Tensor], share: float) -> None:
+    """Put so much of the parent's weights into the tuned ones: what both know is lost least in between
+    (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022).
+    """
+    with torch.no_grad():
+        for name, tensor in objective.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.lerp_(parent[name], share)
 
 
 def _arguments(settings: TrainSettings, seed: int, folder: Path, workers: int) -> TrainingArguments:

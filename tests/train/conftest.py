@@ -47,6 +47,7 @@ RECIPE = {
             "warmup": 0.1,
             "average_decay": 0.9,
             "evaluate_every": 2,
+            "parent": 0.0,
         }
         for stage in ("see", "speak")
     },

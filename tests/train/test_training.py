@@ -62,6 +62,13 @@ def test_tuning_goes_on_from_a_model_and_changes_all_of_it(
     one, two = weights(trained), weights(tmp_path / "tuned")
     for part in ("vision_tower.stages.0", "vision_tower.context", "multi_modal_projector", "language_model"):
         assert any(not torch.equal(one[name], two[name]) for name in one if part in name), part
+    raw["train"]["tune"] |= {"parent": 0.25}
+    recipe.write_text(yaml.safe_dump(raw))
+    run(recipe, labels_csv, tmp_path / "between", workers=0, init=str(trained))
+    for name, tensor in weights(tmp_path / "between").items():
+        if tensor.is_floating_point():
+            wanted = 0.25 * one[name].float() + 0.75 * two[name].float()
+            assert torch.allclose(tensor.float(), wanted, rtol=2e-3, atol=1e-6), name
 
 
 @pytest.mark.parametrize("stage", ["see", "speak"])
