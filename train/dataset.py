@@ -82,7 +82,7 @@ class PageDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, k: int) -> dict[str, Any]:
         drawn = int(k * self.morphed)  # morphs among the items before this one
         if self.morphs is not None and int((k + 1) * self.morphed) > drawn:
-            return self._morph(drawn, random.Random(f"{self.seed}/{k}"))
+            return self._morph(*self.morphs, drawn, random.Random(f"{self.seed}/{k}"))
         epoch, place = divmod(k - drawn, len(self.examples))
         order = random.Random(f"{self.seed}/{epoch}").sample(range(len(self.examples)), len(self.examples))
         item = self.page(self.examples[order[place]], random.Random(f"{self.seed}/{k}"))
@@ -91,10 +91,10 @@ class PageDataset(Dataset[dict[str, Any]]):
             item["diagnoses"] += BELIEF * (believed - item["diagnoses"])  # unknown stays NaN
         return item
 
-    def _morph(self, k: int, rng: random.Random) -> dict[str, Any]:
+    def _morph(
+        self, morphs: Morphs, logits: NDArray[np.float32], k: int, rng: random.Random
+    ) -> dict[str, Any]:
         """A page of morph ``k``: the teacher says its superclasses, its rate is measured, that is all."""
-        assert self.morphs is not None
-        morphs, logits = self.morphs
         believed = 1 / (1 + np.exp(-logits[k]))
         groups = list(instruct.SUPERCLASS_PHRASES)
         # All superclasses and some findings are asked for; no stage with morphs learns these hard answers.
