@@ -107,10 +107,12 @@ def _blend(objective: TrainingObjective, parent: dict[str, torch.Tensor], share:
     """Put so much of the parent's weights into the tuned ones: what both know is lost least in between
     (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022).
     """
+    blended = set()  # embedding and head may be one tensor
     with torch.no_grad():
         for name, tensor in objective.state_dict().items():
-            if tensor.is_floating_point():
+            if tensor.is_floating_point() and tensor.data_ptr() not in blended:
                 tensor.lerp_(parent[name], share)
+                blended.add(tensor.data_ptr())
 
 
 def _arguments(settings: TrainSettings, seed: int, folder: Path, workers: int) -> TrainingArguments:

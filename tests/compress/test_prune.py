@@ -145,7 +145,8 @@ def test_pruned_quantised_and_exported_it_answers_the_same(small_checkpoint, tmp
     assert made["prefill"][1] == {"visual_tokens": 90, "flops": pytest.approx(made["prefill"][1]["flops"])}
     commands.quantize(str(tmp_path / "pruned"), tmp_path / "int8", 8, method="rtn", accept_loss=True)
     bundle = commands.export("jetson", str(tmp_path / "int8"), output=tmp_path / "bundle")
-    assert bundle["parity"]["label_flips"] == 0
+    # Random weights answer near one half, where a label may flip: how far they are apart is what counts.
+    assert bundle["parity"]["probability_max_abs"] < 0.002
     session, reference = load(tmp_path / "bundle"), load(tmp_path / "int8")
     narrow = np.asarray(open_image(PAGE))[:300]  # a page with four tiles: as many tokens all the same
     for picture in (open_image(PAGE), narrow):
