@@ -311,20 +311,25 @@ def collect(
     return [row for some in rows.values() for row in some]
 
 
-def main() -> None:
-    """Measure, print the tables, write the files."""
-    parser = argparse.ArgumentParser(description="ROC of the quality gate's checks, and silent failures.")
+def options(what: str, count: int, output: Path) -> argparse.Namespace:
+    """Read the command line of a benchmark that goes on from a journal; capture_hard.py's too."""
+    parser = argparse.ArgumentParser(description=what)
     parser.add_argument("photos", type=Path, nargs="?", help="folder with annotations.json")
-    parser.add_argument("--count", type=int, default=40, help="synthesised photos of each defect")
+    parser.add_argument("--count", type=int, default=count, help="synthesised photos of each kind")
     parser.add_argument("--seed", type=int, default=0, help="other synthesised photos: 1, 2, ...")
-    parser.add_argument("--output", type=Path, default=RESULT, help="where the figures are written")
+    parser.add_argument("--output", type=Path, default=output, help="where the figures are written")
     parser.add_argument(
         "--rows", type=Path, help="journal of every picture's measures, from which it goes on"
     )
     parser.add_argument("--minutes", type=float, default=1e6, help="stop after so long, with what there is")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, print the tables, write the files."""
+    args = options("ROC of the quality gate's checks, and silent failures.", 40, RESULT)
     if args.count < 5:
-        parser.error("--count must be at least 5")
+        raise SystemExit("--count must be at least 5")
     cv2.setNumThreads(1)
     about = describe_machine()
     work = jobs(args.photos, args.count, 100_000 * args.seed)

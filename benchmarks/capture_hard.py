@@ -12,7 +12,6 @@ Writes benchmarks/results/capture_hard.json; ``--rows``, ``--minutes`` and ``--s
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import random
@@ -25,7 +24,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from capture_gate import SILENT_MM, SILENT_SCALE, collect, examine
+from capture_gate import SILENT_MM, SILENT_SCALE, collect, examine, options
 from capture_sets import LAYOUTS, SAMPLES, moderate
 from capture_truth import Error, against_lattice, against_photo, read_photos, stands_upright
 from machine import describe_machine
@@ -384,16 +383,7 @@ def report(rows: list[Row], about: Row, output: Path) -> None:
 
 def main() -> None:
     """Measure, print the table, write the file."""
-    parser = argparse.ArgumentParser(description="How hard kinds of pictures are flattened and graded.")
-    parser.add_argument("photos", type=Path, nargs="?", help="folder with annotations.json")
-    parser.add_argument("--count", type=int, default=20, help="photos of each kind")
-    parser.add_argument("--seed", type=int, default=0, help="other synthesised photos: 1, 2, ...")
-    parser.add_argument("--output", type=Path, default=RESULT, help="where the figures are written")
-    parser.add_argument(
-        "--rows", type=Path, help="journal of every picture's measures, from which it goes on"
-    )
-    parser.add_argument("--minutes", type=float, default=1e6, help="stop after so long, with what there is")
-    args = parser.parse_args()
+    args = options("How hard kinds of pictures are flattened and graded.", 20, RESULT)
     cv2.setNumThreads(1)
     about = describe_machine()
     work = jobs(args.photos, args.count, 100_000 * args.seed)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from pulse_edge.ecg.measure import measure
 from pulse_edge.ecg.record import Record
+from pulse_edge.errors import UserError
 
 SHARES: Final = (0.2, 0.8)  # of the second record
 # Around a QRS complex time runs as in the record it comes from; only what lies between is bent. Seconds, and
@@ -56,7 +57,7 @@ class Morphs:
         seed: of the choice.
 
     Raises:
-        ValueError: fewer than two records can be bent.
+        UserError: fewer than two records can be bent.
     """
 
     def __init__(self, records: Sequence[Record], seed: int) -> None:
@@ -64,7 +65,10 @@ class Morphs:
         self.peaks = [measure(record).r_peaks_s for record in records]
         self.usable = [k for k, peaks in enumerate(self.peaks) if len(peaks) >= FEWEST]
         if len(self.usable) < 2:
-            raise ValueError(f"Morphs need two records with {FEWEST} QRS complexes; {len(self.usable)} have.")
+            raise UserError(
+                f"Morphs need two records with {FEWEST} QRS complexes; {len(self.usable)} of {len(records)} "
+                "have. Name more records with --data, or set morphs to 0 in the recipe."
+            )
 
     def mixture(self, k: int) -> Mixture:
         """Say what morph ``k`` lies between."""
